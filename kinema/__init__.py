@@ -1,0 +1,39 @@
+"""kinema: an inference runtime for video diffusion transformers.
+
+The names below are loaded when first used, so `import kinema` alone costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runtime.engine import Engine, load
+    from .runtime.errors import KinemaError, UsageError
+    from .runtime.media import Video
+    from .runtime.request import Request
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "KinemaError", "Request", "UsageError", "Video", "__version__", "load"]
+
+_HOMES = {
+    "Engine": "engine",
+    "KinemaError": "errors",
+    "Request": "request",
+    "UsageError": "errors",
+    "Video": "media",
+    "load": "engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kinema' has no attribute {name!r}")
+    value = getattr(import_module(f".runtime.{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

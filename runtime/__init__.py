@@ -1,0 +1,1 @@
+"""The runtime: from a request to a finished video."""
