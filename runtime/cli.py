@@ -1,0 +1,267 @@
+"""The `kinema` command. Every refusal is one line: exit code 2 for usage, 1 for failure, 130 for
+Ctrl-C; with --json, one JSON object on standard output either way.
+
+Nothing heavy is imported before a command needs it, so that `kinema --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from .errors import KinemaError, UsageError
+from .request import Request
+
+if TYPE_CHECKING:
+    from .media import Video
+    from .plan import Plan
+    from .progress import Progress
+
+INTERRUPTED = 130
+HANGING = {"subsequent_indent": " " * 15, "break_on_hyphens": False}
+SIZE = re.compile(r"(-?\d+)[xX](-?\d+)")
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> NoReturn:
+    """Runs the command line of this process and ends it with the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command line; returns its exit code, having printed at most one line of error."""
+    as_json = "--json" in argv
+    try:
+        code = app(argv or ["--help"], prog_name="kinema", standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        return code
+    except KeyboardInterrupt:
+        return _fail("Interrupted", "stopped; nothing was written", INTERRUPTED, as_json)
+    except TyperException as error:
+        message = f"{error.format_message().rstrip('.')} (kinema --help shows what works)"
+        return _fail("UsageError", message, error.exit_code, as_json)
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        if isinstance(error, KinemaError):
+            return _fail(type(error).__name__, str(error), error.exit_code, as_json)
+        message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+        return _fail(type(error).__name__, message, KinemaError.exit_code, as_json)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        print(f"kinema {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version.")
+]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Makes a video with sound from a prompt."""
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="The MP4 to write.")],
+    model: Annotated[
+        str | None, typer.Option(help="A folder or a hub id; the embedded model if not given.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length: the fewest frames that last so long.")
+    ] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 64x64.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same video.")] = Request.seed,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")
+    ] = None,
+    negative_prompt: Annotated[
+        str, typer.Option(help="What to steer away from.")
+    ] = Request.negative_prompt,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
+    as_json: Json = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Make a video of PROMPT and write it to an MP4."""
+    import kinema
+
+    from .checkpoint import open_checkpoint
+    from .media import check_target
+    from .plan import resolve
+    from .progress import Progress
+
+    started = time.perf_counter()
+    width, height = _parse_size(size)
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        seconds=seconds,
+        height=height,
+        width=width,
+        fps=fps,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+    )
+    path = check_target(output, overwrite=force)
+    checkpoint = open_checkpoint(model)
+    # What cannot run is refused here, before torch is imported and weights are read.
+    _announce(resolve(request, checkpoint), checkpoint.name)
+    engine = kinema.load(checkpoint, device=device, dtype=dtype)
+    with _progress() as show:
+        video = engine.generate(request, progress=show)
+        show(Progress("write", 0, 1))
+        video.save(path, overwrite=force)
+    for warning in video.report.get("warnings", ()):
+        _say(f"warning: {warning}")
+    if as_json:
+        _print_json(_as_result(str(path), video))
+    else:
+        print(f"{path}: {video}, made in {time.perf_counter() - started:.1f} s")
+
+
+@app.command()
+def models(as_json: Json = False, debug: Debug = False) -> None:
+    """Say what can be opened, and what the embedded model understands."""
+    from .checkpoint import describe_embedded, known_models
+
+    listing = {"models": known_models(), "embedded": describe_embedded()}
+    if as_json:
+        return _print_json(listing)
+    for known in listing["models"]:
+        print(f"{known['source']:<10} {known['what']}")
+    embedded = listing["embedded"]
+    presets = embedded["presets"]
+    print(f"\nThe embedded model makes {presets['num_frames']} frames", end=" ")
+    print(f"{presets['width']}x{presets['height']} at {presets['fps']:g} fps. It understands:")
+    for category, words in embedded["words"].items():
+        print(fill(", ".join(words), 100, initial_indent=f"  {category:<12} ", **HANGING))
+    print("\nTry:")
+    for prompt in embedded["examples"]:
+        print(f'  kinema generate "{prompt}" -o video.mp4')
+
+
+@app.command()
+def info(
+    file: Annotated[str, typer.Argument(help="An MP4 that kinema wrote.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a finished file says about itself."""
+    from .media import read_info
+
+    found = read_info(file)
+    if as_json:
+        return _print_json(found)
+    for section, value in found.items():
+        if not isinstance(value, dict):
+            print(f"{_plain(section)}: {_plain(value)}")
+            continue
+        print(f"{_plain(section)}:")
+        for name, entry in value.items():
+            print(f"  {_plain(name)}: {_plain(entry)}")
+
+
+def _parse_size(size: str | None) -> tuple[int | None, int | None]:
+    if size is None:
+        return None, None
+    if not (found := SIZE.fullmatch(size.strip())):
+        raise UsageError(f"size {size!r} is not WIDTHxHEIGHT, such as 64x64")
+    return int(found[1]), int(found[2])
+
+
+def _announce(plan: Plan, model: str) -> None:
+    _say(
+        f"{plan.num_frames} frames {plan.width}x{plan.height} at {plan.fps:g} fps"
+        f" ({plan.seconds:.4g} s), {plan.num_inference_steps} steps, seed {plan.seed},"
+        f" model {model}"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar on standard error while the body runs, if that is a terminal; else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda event: None
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        "{task.description:<8}",
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, rich.TaskID] = {}
+
+        def show(event: Progress) -> None:
+            if event.stage not in tasks:
+                tasks[event.stage] = bar.add_task(event.stage, total=event.total)
+            bar.update(tasks[event.stage], completed=event.index, total=event.total)
+
+        yield show
+
+
+def _as_result(path: str, video: Video) -> dict[str, Any]:
+    report = dict(video.report)
+    request, plan = report.pop("request", None), report.pop("plan", None)
+    return {"path": path, "request": request, "plan": plan, "report": report}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _say(line: str) -> None:
+    print(f"kinema: {line}", file=sys.stderr)
+
+
+def _fail(kind: str, message: str, code: int, as_json: bool) -> int:
+    line = " ".join(message.split())
+    if as_json:
+        print(json.dumps({"error": {"type": kind, "message": line}}))
+    else:
+        _say(line)
+    return code

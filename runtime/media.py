@@ -1,0 +1,295 @@
+"""Finished videos: frames and samples into an MP4 that says how it was made, and back.
+
+H.264 (yuv420p) and AAC, the index in front, so a browser plays it while it loads. A file is
+written beside its name and renamed once it is whole. Its `comment` tag holds the report as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from .errors import KinemaError, UsageError
+
+if TYPE_CHECKING:
+    import av
+    import torch
+
+SUFFIX = ".mp4"
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+AUDIO_BITS_PER_CHANNEL = 128_000
+# H.273 codes of the colour matrix. A reader that ignores the tag guesses by size, in this way too.
+BT709, SMPTE170M = 1, 6
+HD_HEIGHT = 720
+# A 16-pixel block is a quarter of a small picture's side: its losses show, and bits are cheap.
+SMALL_PIXELS, SMALL_CRF, CRF = 256 * 256, 12, 19
+# Without this the same frames give different files: x264's macroblock tree reads past its rows.
+X264_PARAMS = "mbtree=0"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Video:
+    """A finished video.
+
+    frames: uint8 (num_frames, height, width, 3), None if the request stopped at latents.
+    audio: float32 (num_samples, channels) from -1 to 1 at `sample_rate`, or None.
+    latents: what was decoded. report: the request, the plan, the model, versions, seconds by stage.
+    """
+
+    frames: np.ndarray | None
+    fps: float
+    audio: np.ndarray | None = None
+    sample_rate: int | None = None
+    latents: torch.Tensor | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Video: {self}>"
+
+    def __str__(self) -> str:
+        if self.frames is None:
+            return "latents only"
+        num_frames, height, width = self.frames.shape[:3]
+        sound = "silent" if self.audio is None else "with sound"
+        return f"{num_frames} frames {width}x{height}, {num_frames / self.fps:.4g} s, {sound}"
+
+    def save(self, path: str | Path, overwrite: bool = True) -> Path:
+        """Writes an MP4, whole or not at all; returns its path.
+
+        Raises UsageError for a path that cannot be written, KinemaError for a disk that is full.
+        """
+        if self.frames is None:
+            raise UsageError('there are no frames to save: the request had output="latents"')
+        return write_mp4(
+            path, self.frames, self.fps, self.audio, self.sample_rate, self.report, overwrite
+        )
+
+
+def check_target(path: str | Path, overwrite: bool = True) -> Path:
+    """The path, if a video can be written there. Raises UsageError that says why not."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() != SUFFIX:
+        raise UsageError(f"output {str(path)!r} must end in {SUFFIX}, the one format written")
+    try:
+        if path.is_dir():
+            raise UsageError(f"output {str(path)!r} is a folder")
+        if path.exists() and not overwrite:
+            raise UsageError(f"output {str(path)!r} exists; --force (overwrite=True) replaces it")
+        if not path.parent.is_dir():
+            raise UsageError(f"output folder {str(path.parent)!r} does not exist")
+        probe = _beside(path)
+        probe.open("xb").close()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"output {str(path)!r} cannot be written: {_reason(error)}") from None
+    return path
+
+
+def write_mp4(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    audio: np.ndarray | None = None,
+    sample_rate: int | None = None,
+    report: dict[str, Any] | None = None,
+    overwrite: bool = True,
+) -> Path:
+    """Encodes frames as they come, uint8 (height, width, 3) each, with as much audio as they last.
+
+    audio: float32 (num_samples, channels), 1 or 2 channels; cut or padded with silence.
+    """
+    path = check_target(path, overwrite)
+    with _whole_or_nothing(path) as unfinished:
+        _encode(unfinished, frames, _as_fraction(fps), audio, sample_rate, report or {})
+    return path
+
+
+def count_samples(num_frames: int, sample_rate: int, fps: float | Fraction) -> int:
+    """Audio samples that last exactly as long as the frames."""
+    return round(num_frames * sample_rate / fps)
+
+
+def fit_samples(audio: np.ndarray, num_samples: int) -> np.ndarray:
+    """Audio (samples, channels) cut, or padded with silence, to num_samples."""
+    missing = max(0, num_samples - len(audio))
+    return np.pad(audio[:num_samples], ((0, missing), (0, 0)))
+
+
+def read_info(path: str | Path) -> dict[str, Any]:
+    """What a file made by kinema says about itself, and what is measured from it.
+
+    {"path", "media": codecs, frames, size, fps, seconds, samples; and the report's own keys}
+    Raises UsageError for a missing file, KinemaError for one that is no video or has no report.
+    """
+    import av
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UsageError(f"no such file: {str(path)!r}")
+    try:
+        with av.open(str(path)) as container:
+            media, comment = _measure(container), container.metadata.get("comment", "")
+    except (OSError, ValueError) as error:
+        raise KinemaError(f"{str(path)!r} is no video that can be read: {_reason(error)}") from None
+    try:
+        report = json.loads(comment)
+    except ValueError:
+        report = None
+    if not isinstance(report, dict) or "kinema" not in report:
+        raise KinemaError(f"{str(path)!r} says nothing about itself: kinema did not write it")
+    return {"path": str(path), "media": media, **report}
+
+
+def _encode(
+    file: Path,
+    frames: Iterable[np.ndarray],
+    fps: Fraction,
+    audio: np.ndarray | None,
+    sample_rate: int | None,
+    report: dict[str, Any],
+) -> None:
+    import av
+
+    from .. import __version__
+
+    options = {"movflags": "+faststart", "movie_timescale": str(_timescale(fps, sample_rate))}
+    with av.open(str(file), "w", format="mp4", options=options) as container:
+        container.metadata["comment"] = json.dumps({"kinema": __version__, **report})
+        frames = iter(frames)
+        if (first := next(frames, None)) is None:
+            raise UsageError("there are no frames to write")
+        picture = _add_picture(container, first, fps)
+        sound = _add_sound(container, audio, sample_rate)
+        num_frames = 0
+        for frame in chain((first,), frames):
+            container.mux(picture.encode(_to_yuv(frame, picture)))
+            num_frames += 1
+        container.mux(picture.encode())
+        if sound is not None:
+            samples = fit_samples(audio, count_samples(num_frames, sample_rate, fps))
+            container.mux(sound.encode(_to_planar(samples, sound)))
+            container.mux(sound.encode())
+
+
+def _add_picture(
+    container: av.container.OutputContainer, first: np.ndarray, fps: Fraction
+) -> av.VideoStream:
+    if first.dtype != np.uint8 or first.ndim != 3 or first.shape[2] != 3:
+        raise UsageError(
+            f"a frame is {first.dtype} {first.shape}; uint8 (height, width, 3) is expected"
+        )
+    height, width = first.shape[:2]
+    if height % 2 or width % 2:
+        raise UsageError(f"frames are {width}x{height}; H.264 as written here needs even sides")
+    crf = SMALL_CRF if height * width <= SMALL_PIXELS else CRF
+    stream = container.add_stream(
+        "libx264", rate=fps, options={"crf": str(crf), "x264-params": X264_PARAMS}
+    )
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    codec = stream.codec_context
+    codec.color_range = 1  # limited: black is 16, white 235
+    codec.colorspace = BT709 if height >= HD_HEIGHT else SMPTE170M
+    codec.color_primaries = codec.color_trc = BT709
+    return stream
+
+
+def _add_sound(
+    container: av.container.OutputContainer, audio: np.ndarray | None, sample_rate: int | None
+) -> av.AudioStream | None:
+    if audio is None:
+        return None
+    if sample_rate not in AAC_RATES:
+        raise UsageError(f"sample_rate is {sample_rate}; AAC has {', '.join(map(str, AAC_RATES))}")
+    if audio.ndim != 2 or audio.shape[1] not in (1, 2):
+        raise UsageError(f"audio has shape {audio.shape}; (num_samples, 1 or 2) is expected")
+    channels = audio.shape[1]
+    layout = "mono" if channels == 1 else "stereo"
+    stream = container.add_stream("aac", rate=sample_rate, layout=layout)
+    stream.bit_rate = AUDIO_BITS_PER_CHANNEL * channels
+    return stream
+
+
+def _to_yuv(frame: np.ndarray, stream: av.VideoStream) -> av.VideoFrame:
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    hd = stream.codec_context.colorspace == BT709
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709 if hd else Colorspace.ITU601,
+        dst_color_range=ColorRange.MPEG,
+    )
+
+
+def _to_planar(audio: np.ndarray, stream: av.AudioStream) -> av.AudioFrame:
+    import av
+
+    samples = np.ascontiguousarray(np.clip(audio, -1, 1).T, dtype=np.float32)
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
+    frame.sample_rate, frame.pts = stream.rate, 0
+    return frame
+
+
+def _as_fraction(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _timescale(fps: Fraction, sample_rate: int | None) -> int:
+    """Units a second of the file's clock in which both frames and samples end exactly."""
+    both = math.lcm(fps.numerator, sample_rate or 1)
+    return both if both < 2**31 else 90_000
+
+
+def _measure(container: av.container.InputContainer) -> dict[str, Any]:
+    if not container.streams.video:
+        raise ValueError("it has no picture")
+    video = container.streams.video[0]
+    seconds = float(container.duration or 0) / 1_000_000
+    media = {
+        "video_codec": video.codec_context.name,
+        "num_frames": video.frames,
+        "height": video.codec_context.height,
+        "width": video.codec_context.width,
+        "fps": float(video.average_rate or 0),
+        "seconds": seconds,
+        "audio_codec": None,
+    }
+    for audio in container.streams.audio[:1]:
+        media["audio_codec"] = audio.codec_context.name
+        media["sample_rate"] = audio.rate
+        media["channels"] = audio.channels
+        media["num_samples"] = round((audio.duration or 0) * audio.time_base * audio.rate)
+    return media
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".kinema-{uuid4().hex}.part")
+
+
+@contextmanager
+def _whole_or_nothing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; renamed to it at the end, removed if the body fails."""
+    unfinished = _beside(path)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise KinemaError(f"cannot write {str(path)!r}: {_reason(error)}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return words[0].lower() + words[1:]

@@ -1,0 +1,44 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+PRESETS = {
+    "num_frames": 33,
+    "height": 64,
+    "width": 64,
+    "fps": 8,
+    "num_inference_steps": 16,
+    "guidance_scale": 3.0,
+    "max_num_frames": 65,
+    "min_size": 32,
+    "max_size": 128,
+    "sound": {"rows": 2, "sample_rate": 16000, "shift": 4.0},
+}
+VOCABULARY = {
+    "words": {"things": ["ball", "square"], "colours": ["red", "blue"]},
+    "examples": ["a red ball bounces"],
+}
+
+
+@pytest.fixture
+def checkpoint_folder(tmp_path: Path) -> Path:
+    """A checkpoint folder with everything but weights: index, one config, vocabulary."""
+    folder = tmp_path / "tiny"
+    index = {
+        "_class_name": "WanPipeline",
+        "_diffusers_version": "0.42.1",
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "vae": ["kinema", "AutoencoderKinema"],
+        "image_encoder": [None, None],
+        "kinema": {"presets": PRESETS},
+    }
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "vocabulary.json").write_text(json.dumps(VOCABULARY))
+    (folder / "transformer" / "config.json").write_text(json.dumps({"num_layers": 6}))
+    return folder
