@@ -1,0 +1,1 @@
+"""Transformers, one file a family; they share one silhouette."""

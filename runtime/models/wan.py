@@ -1,0 +1,418 @@
+"""The Wan transformer, with everything that is constant in a request computed outside the step.
+
+The reference is diffusers' `WanTransformer3DModel`, whose configuration and weights it takes.
+
+Shape legend: B batch, F H W token grid, L tokens (F*H*W) or text tokens, N heads, D head size,
+d = N*D. Modulation lives on a grid (1|B, 1|F, 1|H, 1|W) that broadcasts to the tokens'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import weights
+from ..errors import UsageError
+from ..layers import (
+    ATTENTION,
+    Attend,
+    gated_residual,
+    modulated_norm,
+    rms_norm,
+    rope_tables,
+    rotate,
+    sinusoidal_embedding,
+)
+
+TEXT_LENGTH = 512  # WanPipeline pads every prompt to this many tokens
+
+KEY_MULTIPLE = 16
+
+# Native name: published names, stacked along rows. A name may be a module's.
+KEYS = {
+    "patch_embedding": ("patch_embedding",),
+    "time_embedder.0": ("condition_embedder.time_embedder.linear_1",),
+    "time_embedder.2": ("condition_embedder.time_embedder.linear_2",),
+    "time_proj": ("condition_embedder.time_proj",),
+    "text_embedder.0": ("condition_embedder.text_embedder.linear_1",),
+    "text_embedder.2": ("condition_embedder.text_embedder.linear_2",),
+    "blocks.{}.scale_shift_table": ("blocks.{}.scale_shift_table",),
+    "blocks.{}.attn1.qkv": (
+        "blocks.{}.attn1.to_q",
+        "blocks.{}.attn1.to_k",
+        "blocks.{}.attn1.to_v",
+    ),
+    "blocks.{}.attn1.norm_qk": ("blocks.{}.attn1.norm_q.weight", "blocks.{}.attn1.norm_k.weight"),
+    "blocks.{}.attn1.out": ("blocks.{}.attn1.to_out.0",),
+    "blocks.{}.norm2": ("blocks.{}.norm2",),
+    "blocks.{}.attn2.q": ("blocks.{}.attn2.to_q",),
+    "blocks.{}.attn2.kv": ("blocks.{}.attn2.to_k", "blocks.{}.attn2.to_v"),
+    "blocks.{}.attn2.norm_q": ("blocks.{}.attn2.norm_q.weight",),
+    "blocks.{}.attn2.norm_k": ("blocks.{}.attn2.norm_k.weight",),
+    "blocks.{}.attn2.out": ("blocks.{}.attn2.to_out.0",),
+    "blocks.{}.ffn.0": ("blocks.{}.ffn.net.0.proj",),
+    "blocks.{}.ffn.2": ("blocks.{}.ffn.net.2",),
+    "scale_shift_table": ("scale_shift_table",),
+    "proj_out": ("proj_out",),
+}
+# Attention does not change when the channels of queries and keys are permuted alike, so each head's
+# interleaved RoPE pairs are laid out as two halves, which rotate without strided writes.
+ROTATED = (
+    "blocks.{}.attn1.to_q",
+    "blocks.{}.attn1.to_k",
+    "blocks.{}.attn1.norm_q.weight",
+    "blocks.{}.attn1.norm_k.weight",
+)
+KEEP_FP32 = frozenset({"time_embedder", "scale_shift_table", "norm2"})
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """The fields of a published transformer/config.json, under the same names."""
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int | None = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    cross_attn_norm: bool = True
+    qk_norm: str | None = "rms_norm_across_heads"
+    eps: float = 1e-6
+    image_dim: int | None = None
+    added_kv_proj_dim: int | None = None
+    rope_max_seq_len: int = 1024
+    pos_embed_seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        object.__setattr__(self, "out_channels", self.out_channels or self.in_channels)
+        for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
+            if getattr(self, name) is not None:
+                raise UsageError(
+                    f"Wan transformer with {name}={getattr(self, name)} (image conditions) is not"
+                    " supported yet; null works"
+                )
+        if self.qk_norm != "rms_norm_across_heads":
+            raise UsageError(f"qk_norm={self.qk_norm!r}: only 'rms_norm_across_heads' is known")
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> WanConfig:
+        """From a config.json; keys with a leading underscore are skipped, unknown ones refused."""
+        values = {key: value for key, value in config.items() if not key.startswith("_")}
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise UsageError(
+                f"Wan transformer config has unknown {', '.join(unknown)};"
+                f" known: {', '.join(known)}"
+            )
+        return cls(**values)
+
+    @property
+    def dim(self) -> int:
+        """Width d of the residual stream."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    def weight_table(self) -> weights.WeightTable:
+        """How this configuration's published weights become native ones."""
+        conv = (self.dim, self.in_channels, *self.patch_size)
+        as_rows = weights.Layout(
+            lambda kernel: kernel.flatten(1) if kernel.dim() > 1 else kernel,
+            lambda rows: rows.view(conv) if rows.dim() > 1 else rows,
+        )
+        rotated = dict.fromkeys(ROTATED, half_split(self.attention_head_dim))
+        return weights.WeightTable(KEYS, {"patch_embedding": as_rows, **rotated}, KEEP_FP32)
+
+
+def half_split(head_dim: int) -> weights.Layout:
+    """Rows (N*D, ...): each head's pairs (2j, 2j+1) to (j, D/2+j), and back."""
+
+    def swap(rows: Tensor, shape: tuple[int, int]) -> Tensor:
+        return rows.unflatten(0, (-1, *shape)).transpose(1, 2).flatten(0, 2)
+
+    pairs, halves = (head_dim // 2, 2), (2, head_dim // 2)
+    return weights.Layout(lambda rows: swap(rows, pairs), lambda rows: swap(rows, halves))
+
+
+class Modulation(NamedTuple):
+    """What timesteps do to the tokens, fp32, with the timesteps' shape in front."""
+
+    blocks: Tensor  # (..., 6, d)
+    head: Tensor  # (..., d)
+
+    def __getitem__(self, index: Any) -> Modulation:
+        """Select along the timesteps' axes."""
+        return Modulation(self.blocks[index], self.head[index])
+
+
+class TextContext(NamedTuple):
+    """What the text adds to every step: each block's keys and values, and a bias on the scores."""
+
+    keys: list[Tensor]  # num_layers of (B, N, L, D)
+    values: list[Tensor]
+    bias: Tensor  # (B, 1, 1, L), fp32
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: WanConfig, attend: Attend) -> None:
+        super().__init__()
+        self.heads, self.eps, self.attend = config.num_attention_heads, config.eps, attend
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.norm_qk = nn.Parameter(torch.ones(2 * config.dim))
+        self.out = nn.Linear(config.dim, config.dim)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, L, d) to (B, L, d)."""
+        dim = x.shape[-1]
+        qk, value = self.qkv(x).split((2 * dim, dim), dim=-1)
+        qk = rms_norm(qk.unflatten(-1, (2, dim)), self.norm_qk.view(2, dim), self.eps)
+        qk = rotate(qk.unflatten(-1, (self.heads, -1)), rope).to(value.dtype)
+        query, key = qk.transpose(1, 3).unbind(2)
+        value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.out(self.attend(query, key, value, None).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, config: WanConfig, attend: Attend) -> None:
+        super().__init__()
+        self.heads, self.eps, self.attend = config.num_attention_heads, config.eps, attend
+        self.q = nn.Linear(config.dim, config.dim)
+        self.kv = nn.Linear(config.dim, 2 * config.dim)
+        self.norm_q = nn.Parameter(torch.ones(config.dim))
+        self.norm_k = nn.Parameter(torch.ones(config.dim))
+        self.out = nn.Linear(config.dim, config.dim)
+
+    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, d) to keys and values (B, N, L, D)."""
+        key, value = self.kv(text).chunk(2, dim=-1)
+        key = rms_norm(key, self.norm_k, self.eps).to(value.dtype)
+        return self._heads(key), self._heads(value)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """(B, L, d) to (B, L, d)."""
+        query = self._heads(rms_norm(self.q(x), self.norm_q, self.eps).to(value.dtype))
+        return self.out(self.attend(query, key, value, bias).transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class WanBlock(nn.Module):
+    def __init__(self, config: WanConfig, attend: Attend) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
+        self.attn1 = SelfAttention(config, attend)
+        self.norm2 = nn.LayerNorm(config.dim, config.eps) if config.cross_attn_norm else None
+        self.attn2 = CrossAttention(config, attend)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, config.dim),
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        rope: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """(B, F, H, W, d) to the same; `modulation` (1|B, 1|F, 1|H, 1|W, 6, d)."""
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
+            self.scale_shift_table + modulation
+        ).unbind(-2)
+        hidden = modulated_norm(x, shift, scale, self.eps)
+        hidden = self.attn1(hidden.flatten(1, 3), rope).view_as(x)
+        x = gated_residual(x, hidden, gate)
+        hidden = x if self.norm2 is None else self._norm2(x)
+        x = x + self.attn2(hidden.flatten(1, 3), key, value, bias).view_as(x)
+        hidden = self.ffn(modulated_norm(x, ffn_shift, ffn_scale, self.eps))
+        return gated_residual(x, hidden, ffn_gate)
+
+    def _norm2(self, x: Tensor) -> Tensor:
+        norm = self.norm2
+        return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(
+            x.dtype
+        )
+
+
+class WanTransformer(nn.Module):
+    """Latents, timesteps and text to a flow prediction.
+
+    `attention`: 'sdpa' (PyTorch's fused kernel) or 'matmul' (written out; trains faster on a CPU).
+    Compile it block by block: `for block in model.blocks: block.compile()`.
+    """
+
+    def __init__(self, config: WanConfig, attention: str = "sdpa") -> None:
+        super().__init__()
+        if attention not in ATTENTION:
+            raise UsageError(f"attention={attention!r} is not known; known: {', '.join(ATTENTION)}")
+        self.config = config
+        dim, patch = config.dim, prod(config.patch_size)
+        self.patch_embedding = nn.Linear(config.in_channels * patch, dim)
+        self.time_embedder = _two_layers(config.freq_dim, dim, nn.SiLU())
+        self.time_proj = nn.Linear(dim, 6 * dim)
+        self.text_embedder = _two_layers(config.text_dim, dim, nn.GELU(approximate="tanh"))
+        self.blocks = nn.ModuleList(
+            WanBlock(config, ATTENTION[attention]) for _ in range(config.num_layers)
+        )
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.proj_out = nn.Linear(dim, config.out_channels * patch)
+
+    # ---- constant in a request -------------------------------------------------------------------
+
+    def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Token grid (F, H, W) of latents (..., F, H, W); `UsageError` if it does not fit."""
+        sizes, patch = tuple(latent_shape[-3:]), self.config.patch_size
+        if any(size % p for size, p in zip(sizes, patch, strict=True)):
+            raise UsageError(
+                f"latents {sizes} (frames, height, width) are not multiples of {patch}"
+            )
+        grid = tuple(size // p for size, p in zip(sizes, patch, strict=True))
+        if max(grid) > self.config.rope_max_seq_len:
+            limit = self.config.rope_max_seq_len
+            raise UsageError(f"token grid {grid} exceeds {limit} positions along one axis")
+        return grid
+
+    def rope(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Rotation tables of a token grid, fp32 (L, 1, 1, D) each."""
+        return rope_tables(
+            grid, self.config.attention_head_dim, device=self.patch_embedding.weight.device
+        )
+
+    def modulation(self, timesteps: Tensor) -> Modulation:
+        """Modulation vectors of timesteps of any shape (...,), in one product for all of them."""
+        with torch.autocast(timesteps.device.type, enabled=False):
+            hidden = sinusoidal_embedding(timesteps, self.config.freq_dim)
+            embedding = self.time_embedder(hidden).to(self.time_proj.weight.dtype)
+        blocks = self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
+        return Modulation(blocks.float(), embedding.float())
+
+    def text_context(self, prompt_embeds: Tensor, pad_count: Tensor) -> TextContext:
+        """Keys and values of every block, from (B, L, text_dim) and the number of pads of each row.
+
+        Row b owns its first `TEXT_LENGTH - pad_count[b]` tokens; what lies beyond is masked out.
+        The reference attends to the pads, which are zero embeddings and so all one same key: they
+        become one extra token whose score is raised by log(pad_count), and masked at `pad_count` 0.
+        """
+        batch, length, _ = prompt_embeds.shape
+        own = torch.arange(length, device=prompt_embeds.device) < TEXT_LENGTH - pad_count[:, None]
+        merged = pad_count[:, None].float().log()
+        bias = torch.cat([torch.zeros_like(merged).where(own, -torch.inf), merged], dim=1)
+        # Attention kernels are several times faster on a round number of keys.
+        extra = -(length + 1) % KEY_MULTIPLE
+        bias = F.pad(bias, (0, extra), value=-torch.inf)
+        text = self.text_embedder(F.pad(prompt_embeds, (0, 0, 0, 1 + extra)))
+        pairs = [block.attn2.keys_values(text) for block in self.blocks]
+        keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+        return TextContext(keys, values, bias.view(batch, 1, 1, -1))
+
+    # ---- the step --------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        latents: Tensor,
+        modulation: Modulation,
+        text: TextContext,
+        rope: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Prediction for latents (B, C, F, H, W).
+
+        `modulation` is that of timesteps of shape (B,), or of any that broadcasts to the token grid
+        (B, F, H, W): (B, F, 1, 1) is a timestep a frame, (B, 1, H, 1) one a row.
+        """
+        batch, (f, h, w) = latents.shape[0], self.grid(latents.shape)
+        if modulation.head.dim() == 2:
+            modulation = modulation[:, None, None, None]
+        x = self.patch_embedding(self._patchify(latents, (f, h, w)))
+        x = x.to(self.patch_embedding.weight.dtype)
+        for block, key, value in zip(self.blocks, text.keys, text.values, strict=True):
+            x = block(x, modulation.blocks, key, value, text.bias, rope)
+        shift, scale = (self.scale_shift_table + modulation.head[..., None, :]).unbind(-2)
+        x = self.proj_out(modulated_norm(x, shift, scale, self.config.eps))
+        x = x.view(batch, f, h, w, *self.config.patch_size, self.config.out_channels)
+        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, *latents.shape[2:])
+
+    @torch.no_grad()
+    def bind(
+        self,
+        latent_shape: tuple[int, ...],
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        pad_count: Tensor,
+    ) -> Callable[[Tensor, int], Tensor]:
+        """`predict(latents, step)` for one request, with all that is constant in it computed now.
+
+        timesteps: (num_steps,), or broadcasting to latents at every step (num_steps, F, H, W);
+        prompt_embeds and pad_count (see `text_context`): a row for each sample predict is given.
+        It takes latents (B, C, F, H, W) in any dtype and returns fp32.
+        """
+        grid, weight = self.grid(latent_shape), self.patch_embedding.weight
+        text = self.text_context(prompt_embeds.to(weight), pad_count.to(weight.device))
+        modulation = self.modulation(self._by_token(timesteps.to(weight.device)))
+        rope = self.rope(grid)
+
+        def predict(latents: Tensor, step: int) -> Tensor:
+            return self(latents.to(weight.dtype), modulation[step], text, rope).float()
+
+        return predict
+
+    def denoise(
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pad_count: Tensor
+    ) -> Tensor:
+        """Prediction with nothing prepared beforehand, for training.
+
+        latents (B, C, F, H, W); timesteps in 0..1000 of shape (B,), or broadcasting to the token
+        grid (B, F, H, W); prompt_embeds (B, L, text_dim); pad_count (B,), see `text_context`.
+        """
+        return self(
+            latents,
+            self.modulation(timesteps),
+            self.text_context(prompt_embeds, pad_count),
+            self.rope(self.grid(latents.shape)),
+        )
+
+    def _by_token(self, timesteps: Tensor) -> Tensor:
+        """Timesteps (S, F, H, W) of latents, axes whole or 1, to (S, 1, f, h, w) of tokens."""
+        if timesteps.dim() == 1:
+            return timesteps[:, None]
+        for axis, patch in enumerate(self.config.patch_size, start=1):
+            if timesteps.shape[axis] > 1:
+                of_patch = timesteps.unflatten(axis, (-1, patch))
+                timesteps = of_patch.select(axis + 1, 0)
+                if not torch.equal(of_patch, timesteps.unsqueeze(axis + 1).expand_as(of_patch)):
+                    raise UsageError(f"timesteps differ within a patch of {self.config.patch_size}")
+        return timesteps[:, None]
+
+    def _patchify(self, latents: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """(B, C, F*p, H*q, W*r) to (B, F, H, W, C*p*q*r), the row order of a convolution kernel."""
+        (f, h, w), (p, q, r) = grid, self.config.patch_size
+        x = latents.reshape(latents.shape[0], -1, f, p, h, q, w, r)
+        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+
+    # ---- weights ---------------------------------------------------------------------------------
+
+    def from_published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A native state dict from tensors named and laid out as published."""
+        return weights.from_published(self.config.weight_table(), self.state_dict(), tensors)
+
+    def to_published(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Tensors as published, from a native state dict (by default the model's)."""
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        return weights.to_published(self.config.weight_table(), state_dict)
+
+
+def _two_layers(in_features: int, dim: int, activation: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_features, dim), activation, nn.Linear(dim, dim))
