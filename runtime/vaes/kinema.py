@@ -1,0 +1,192 @@
+"""The autoencoder of the embedded model: small, causal, streamed one latent frame at a time.
+
+Frames come in groups of four: the first frame is repeated to fill the first group, so 1 + 4k frames
+make 1 + k latent frames and an image is a clip of one. A group sees itself and the group before it
+at each of a few causal layers; everything else works on single frames with plain 2D convolutions,
+which are by far the fastest form on a CPU.
+
+Shape legend: B batch, G groups (latent frames), C channels, H W of the picture, h w of the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UsageError
+
+GROUP = 4  # frames in a latent frame
+SPATIAL = 8  # pixels a side in a latent pixel
+
+
+@dataclass(frozen=True)
+class KinemaVAEConfig:
+    """The fields of a vae/config.json of class `AutoencoderKinema`."""
+
+    z_dim: int = 16
+    encoder_dim: int = 96
+    decoder_dim: int = 128
+    frame_dim: int = 64
+    pixel_dim: int = 32
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> KinemaVAEConfig:
+        """From a config.json; keys with a leading underscore are skipped, unknown ones refused."""
+        values = {key: value for key, value in config.items() if not key.startswith("_")}
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise UsageError(
+                f"autoencoder config has unknown {', '.join(unknown)}; known: {', '.join(known)}"
+            )
+        return cls(**values)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of (N, C, h, w)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias).permute(0, 3, 1, 2)
+
+
+class ResBlock(nn.Module):
+    """Two normed 3x3 convolutions beside the identity, on single pictures (N, C, h, w)."""
+
+    def __init__(self, dim: int, inputs: int = 1) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = ChannelNorm(dim), ChannelNorm(dim)
+        self.conv1 = nn.Conv2d(inputs * dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(hidden)))
+
+
+class CausalBlock(ResBlock):
+    """A `ResBlock` whose first convolution also sees the group before; carries it between calls."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, inputs=2)
+
+    def forward(self, x: Tensor, batch: int, before: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        hidden = F.silu(self.norm1(x))
+        both, last = with_group_before(hidden, batch, before)
+        hidden = self.conv1(both)
+        return x + self.conv2(F.silu(self.norm2(hidden))), last
+
+
+def with_group_before(x: Tensor, batch: int, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(B*G, C, h, w) to (B*G, 2C, h, w): each group beside its predecessor; also the last group.
+
+    The first group's predecessor is `before`, or itself where nothing came before.
+    """
+    groups = x.unflatten(0, (batch, -1))
+    first = groups[:, :1] if before is None else before
+    shifted = torch.cat([first, groups[:, :-1]], 1).flatten(0, 1)
+    return torch.cat([x, shifted], 1), groups[:, -1:]
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: KinemaVAEConfig) -> None:
+        super().__init__()
+        dim, frame = config.encoder_dim, config.frame_dim
+        self.conv_in = nn.Conv2d(3 * 16, frame, 3, padding=1)
+        self.frame_block = ResBlock(frame)
+        self.merge = nn.Conv2d(GROUP * frame, dim, 2, stride=2)
+        self.blocks = nn.ModuleList(CausalBlock(dim) for _ in range(2))
+        self.norm_out = ChannelNorm(dim)
+        self.conv_out = nn.Conv2d(dim, config.z_dim, 1)
+
+    def forward(self, frames: Tensor, batch: int) -> Tensor:
+        """Frames (B*G*GROUP, 3, H, W) to latents (B*G, z_dim, h, w)."""
+        x = self.frame_block(self.conv_in(F.pixel_unshuffle(frames, 4)))
+        x = self.merge(x.unflatten(0, (-1, GROUP)).flatten(1, 2))
+        for block in self.blocks:
+            x, _ = block(x, batch, None)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: KinemaVAEConfig) -> None:
+        super().__init__()
+        dim, frame, pixel = config.decoder_dim, config.frame_dim, config.pixel_dim
+        self.conv_in = nn.Conv2d(config.z_dim, dim, 3, padding=1)
+        self.causal_blocks = nn.ModuleList(CausalBlock(dim) for _ in range(2))
+        self.block = ResBlock(dim)
+        self.split = nn.Conv2d(dim, GROUP * frame * 4, 1)
+        self.frame_blocks = nn.ModuleList(ResBlock(frame) for _ in range(3))
+        self.grow = nn.Conv2d(frame, pixel * 4, 3, padding=1)
+        self.pixel_block = ResBlock(pixel)
+        self.norm_out = ChannelNorm(pixel)
+        self.conv_out = nn.Conv2d(pixel, 3 * 4, 3, padding=1)
+
+    def forward(
+        self, latents: Tensor, batch: int, before: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Latents (B*G, z_dim, h, w) to frames (B*G*GROUP, 3, H, W), and state for the next call."""
+        x = self.conv_in(latents)
+        last = []
+        for i, block in enumerate(self.causal_blocks):
+            x, kept = block(x, batch, before[i] if before else None)
+            last.append(kept)
+        x = F.pixel_shuffle(self.split(self.block(x)), 2)
+        x = x.unflatten(1, (GROUP, -1)).flatten(0, 1)
+        for block in self.frame_blocks:
+            x = block(x)
+        x = self.pixel_block(F.pixel_shuffle(self.grow(x), 2))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), 2), last
+
+
+class AutoencoderKinema(nn.Module):
+    """Pixels (B, 3, 1+4k, H, W) in -1..1 to latents (B, z_dim, 1+k, H/8, W/8), and back."""
+
+    def __init__(self, config: KinemaVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Latents, not normalised; raises `UsageError` where frames or sizes do not fit."""
+        batch, _, frames, height, width = pixels.shape
+        if frames % GROUP != 1 or height % SPATIAL or width % SPATIAL:
+            raise UsageError(
+                f"{frames} frames of {width}x{height} do not fit:"
+                f" frames are 1 + {GROUP}k, sides multiples of {SPATIAL}"
+            )
+        first = pixels[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1)
+        frames = torch.cat([first, pixels], 2).transpose(1, 2).flatten(0, 1)
+        latents = self.encoder(_channels_last(frames), batch)
+        return latents.unflatten(0, (batch, -1)).transpose(1, 2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels, not clamped."""
+        batch = latents.shape[0]
+        flat = _channels_last(latents.transpose(1, 2).flatten(0, 1))
+        frames, _ = self.decoder(flat, batch, None)
+        return frames.unflatten(0, (batch, -1)).transpose(1, 2)[:, :, GROUP - 1 :]
+
+    def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
+        """The same pixels in chunks along time: one frame, then four for every latent frame."""
+        batch, before = latents.shape[0], None
+        for i in range(latents.shape[2]):
+            frames, before = self.decoder(_channels_last(latents[:, :, i]), batch, before)
+            pixels = frames.unflatten(0, (batch, -1)).transpose(1, 2)
+            yield pixels[:, :, GROUP - 1 :] if i == 0 else pixels
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
