@@ -1,0 +1,406 @@
+"""What a clip shows and sounds like, measured from pixels and samples alone.
+
+`detect` knows the world's vocabulary (named colours, ideal outlines, background textures) but not
+the scene: it reads a rendered clip and a generated one alike. Times are in frames, lengths in
+pixels, y grows downwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from .onsets import find_onsets
+from .render import background_texture, color_rgb, coverage
+from .scene import BACKGROUNDS, COLORS, FPS, NUM_FRAMES, SHAPES, SIZE
+
+STRICT_IOU = 0.8  # outline overlap from which a shape counts as strict
+
+_MIN_SATURATION, _MIN_VALUE = 0.55, 0.3  # of object pixels; every background stays below one
+_MIN_AREA = 20  # pixels an object has in a frame that shows it
+_STILL = 6.0  # pixels a still object may wander (a zoom drifts it by 5.6 at most)
+_MOVE = SIZE / 4  # pixels a straight move travels at least
+_BOUNCE = 8.0  # pixels a bounce is high at least
+_WINDOW = 32  # side of the crop in which outlines are compared; objects are at most 25 wide
+_SHIFTS = np.array([0, -8, 8, -16, 16, -24, 24, -32, 32.0])  # px a pan may move NUM_FRAMES frames
+_ZOOMS = (1.2, 1.35, 1.5)  # scales a zoom may reach over NUM_FRAMES
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """What one clip shows. Attributes are names of the world, "other", or "none" without object."""
+
+    color: str
+    shape: str
+    motion: str
+    background: str
+    camera: str
+    frame_iou: dict[str, np.ndarray]  # overlap with each ideal outline, (num_frames,) in 0..1
+    centres: np.ndarray  # (num_frames, 2) as x, y; NaN where no object is seen
+    areas: np.ndarray  # (num_frames,) pixels
+    contacts: np.ndarray  # times of floor contacts, from the picture
+    onsets: np.ndarray  # times of sounds that begin, from the samples
+
+    @property
+    def iou(self) -> dict[str, float]:
+        """Overlap with each ideal outline, mean over the frames."""
+        return {shape: float(values.mean()) for shape, values in self.frame_iou.items()}
+
+    @property
+    def outline_iou(self) -> float:
+        """Overlap with the ideal outline of the detected shape, mean over the frames."""
+        return self.iou.get(self.shape, 0.0)
+
+    def strict(self, shape: str) -> bool:
+        """Whether the clip shows this shape, and with a clean outline."""
+        return self.shape == shape and self.iou[shape] > STRICT_IOU
+
+    def strict_share(self, shape: str) -> float:
+        """Share of the frames whose outline overlaps this shape's by more than STRICT_IOU."""
+        return float((self.frame_iou[shape] > STRICT_IOU).mean())
+
+
+def detect(
+    frames: np.ndarray,
+    audio: np.ndarray | None = None,
+    sample_rate: int = 16000,
+    fps: float = FPS,
+) -> Detection:
+    """Measure a clip.
+
+    frames: uint8 (num_frames, SIZE, SIZE, 3); audio: float (num_samples,) or (num_samples, n).
+    """
+    if frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3):
+        raise ValueError(f"frames are {frames.shape}, not (num_frames, {SIZE}, {SIZE}, 3)")
+    planes = np.ascontiguousarray(np.moveaxis(frames, -1, 0))
+    saturated = _saturated(planes)
+    body = _largest_component(saturated)
+    color = _color(planes, body)
+    background, camera = _backdrop(frames, ~_dilate(saturated, 3))
+    alpha = _alpha(frames, saturated, body, color)
+    own = alpha * _dilate(body, 2)
+    centres, areas = _moments(own)
+    frame_iou = _outlines(np.maximum(alpha, saturated), own, centres, areas)
+    mean_iou = {shape: values.mean() for shape, values in frame_iou.items()}
+    motion, contacts = _motion(centres)
+    return Detection(
+        color=color,
+        shape=max(mean_iou, key=mean_iou.get) if color != "none" else "none",
+        motion=motion,
+        background=background,
+        camera=camera,
+        frame_iou=frame_iou,
+        centres=centres,
+        areas=areas,
+        contacts=contacts,
+        onsets=np.zeros(0) if audio is None else find_onsets(audio, sample_rate, fps),
+    )
+
+
+# ---- the object's pixels ----
+
+
+def _saturated(planes: np.ndarray) -> np.ndarray:
+    high = np.maximum(np.maximum(planes[0], planes[1]), planes[2]).astype(np.int16)
+    low = np.minimum(np.minimum(planes[0], planes[1]), planes[2])
+    return (high - low > _MIN_SATURATION * high) & (high > 255 * _MIN_VALUE)
+
+
+def _dilate(mask: np.ndarray, times: int = 1) -> np.ndarray:
+    """Grow every frame of a mask (frames, rows, columns) by one pixel in the four directions."""
+    for _ in range(times):
+        grown = mask.copy()
+        grown[:, 1:] |= mask[:, :-1]
+        grown[:, :-1] |= mask[:, 1:]
+        grown[:, :, 1:] |= mask[:, :, :-1]
+        grown[:, :, :-1] |= mask[:, :, 1:]
+        mask = grown
+    return mask
+
+
+def _largest_component(mask: np.ndarray) -> np.ndarray:
+    """Largest connected part of each frame, looked for among the four thickest."""
+    best, rest = np.zeros_like(mask), mask
+    for _ in range(4):
+        part = _flood(rest, _thickest(rest))
+        larger = part.sum((1, 2)) > best.sum((1, 2))
+        best[larger] = part[larger]
+        rest = rest & ~part
+        if not (rest.sum((1, 2)) > best.sum((1, 2))).any():
+            break
+    return best
+
+
+def _thickest(mask: np.ndarray) -> np.ndarray:
+    """One pixel a frame, where the mask fills its neighbourhood most."""
+    filled = np.pad(mask, ((0, 0), (4, 3), (4, 3))).cumsum(1, np.int16).cumsum(2, np.int16)
+    box = filled[:, 7:, 7:] - filled[:, :-7, 7:] - filled[:, 7:, :-7] + filled[:, :-7, :-7]
+    peak = np.where(mask, box, 0).reshape(len(mask), -1).argmax(1)
+    seed = np.zeros_like(mask).reshape(len(mask), -1)
+    seed[np.arange(len(mask)), peak] = True
+    return seed.reshape(mask.shape) & mask
+
+
+def _flood(mask: np.ndarray, seed: np.ndarray) -> np.ndarray:
+    size = -1
+    while (grown := int(seed.sum())) != size:
+        size = grown
+        seed = _dilate(seed) & mask
+    return seed
+
+
+def _color(planes: np.ndarray, body: np.ndarray) -> str:
+    if body.sum() < _MIN_AREA * len(body) / 2:
+        return "none"
+    red, green, blue = planes[:, body].astype(np.float32)
+    hue = np.degrees(np.arctan2(3**0.5 * (green - blue), 2 * red - green - blue))
+    middle = np.degrees(np.angle(np.exp(1j * np.radians(hue)).mean()))
+    median = middle + np.median((hue - middle + 180) % 360 - 180)
+    return min(COLORS, key=lambda name: abs((COLORS[name] - median + 180) % 360 - 180))
+
+
+def _alpha(frames: np.ndarray, saturated: np.ndarray, body: np.ndarray, color: str) -> np.ndarray:
+    """Share of each pixel that the object's colour covers, float32 (frames, rows, columns).
+
+    The chroma along the object's hue mixes linearly between background (taken row by row) and
+    object; a gain of 1.2 takes shading and noise out of the inside and the outside.
+    """
+    if color == "none":
+        return np.zeros(saturated.shape, np.float32)
+    axis = color_rgb(color)
+    axis = ((axis - axis.mean()) / np.square(axis - axis.mean()).sum()).astype(np.float32)
+    chroma = frames.astype(np.float32) @ axis
+    outside = ~_dilate(saturated, 2)
+    count = outside.sum((0, 2))
+    below = np.where(outside, chroma, 0).sum((0, 2)) / np.maximum(count, 1)
+    full = np.median(chroma[body])
+    alpha = (chroma - below[None, :, None]) / np.maximum(full - below, 0.1)[None, :, None]
+    return np.clip(1.2 * alpha - 0.1, 0, 1) * _dilate(saturated, 2)
+
+
+def _moments(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (frames, 2), NaN where nothing is seen, and areas (frames,)."""
+    areas = alpha.sum((1, 2))
+    grid = np.arange(SIZE, dtype=np.float32)
+    mass = np.where(areas >= _MIN_AREA, areas, np.nan)
+    return np.stack([alpha.sum(1) @ grid / mass, alpha.sum(2) @ grid / mass], axis=1), areas
+
+
+# ---- shape ----
+
+
+def _outlines(
+    whole: np.ndarray, own: np.ndarray, centres: np.ndarray, areas: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Overlap of every frame with each ideal outline at its best place and size near the object.
+
+    `whole` holds stray mass too, which belongs to no outline and so lowers the overlap.
+    """
+    seen = np.isfinite(centres[:, 0])
+    results = {shape: np.zeros(len(whole), np.float32) for shape in SHAPES}
+    if not seen.any():
+        return results
+    middle = np.clip(np.rint(centres[seen]).astype(int), 0, SIZE - 1)
+    padded = np.pad(whole[seen], ((0, 0), (_WINDOW // 2,) * 2, (_WINDOW // 2,) * 2))
+    rows = middle[:, 1, None] + np.arange(_WINDOW)
+    columns = middle[:, 0, None] + np.arange(_WINDOW)
+    crop = padded[np.arange(len(middle))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    offset = (centres[seen] - middle + _WINDOW // 2).astype(np.float32)
+    mass = whole[seen].sum((1, 2))
+    for shape in SHAPES:
+        results[shape][seen] = _fit_outline(shape, crop, mass, offset, areas[seen])
+    return results
+
+
+def _fit_outline(
+    shape: str, crop: np.ndarray, mass: np.ndarray, centre: np.ndarray, area: np.ndarray
+) -> np.ndarray:
+    """Best overlap (frames,) over a coordinate search from equal area and equal centroid."""
+    unit = {"ball": np.pi, "square": 3.24, "triangle": 2.0}[shape]  # area at radius 1
+    radius = np.sqrt(area / unit).astype(np.float32)
+    place = np.stack([centre[:, 0], centre[:, 1], radius], axis=1)
+    if shape == "triangle":  # its centroid lies a third of the radius below its centre
+        place[:, 1] -= radius / 3
+    best = _overlap(shape, crop, mass, place, unit)
+    for step in (0.8, 0.4):
+        for axis in (2, 1, 0):
+            for sign in (-step, step):
+                trial = place.copy()
+                trial[:, axis] += sign
+                overlap = _overlap(shape, crop, mass, trial, unit)
+                better = overlap > best
+                best[better], place[better] = overlap[better], trial[better]
+    return best
+
+
+def _overlap(
+    shape: str, crop: np.ndarray, mass: np.ndarray, place: np.ndarray, unit: float
+) -> np.ndarray:
+    grid = np.arange(_WINDOW, dtype=np.float32)
+    x, y, radius = (value[:, None, None] for value in place.T)
+    ideal = coverage(shape, grid[None, None, :] - x, grid[None, :, None] - y, radius)
+    common = np.minimum(crop, ideal).sum((1, 2))
+    return common / (mass + unit * place[:, 2] ** 2 - common)
+
+
+# ---- background and camera ----
+
+
+def _backdrop(frames: np.ndarray, free: np.ndarray) -> tuple[str, str]:
+    """Names of background and camera, from the pixels that are free of the object."""
+    few = np.unique(np.linspace(0, len(frames) - 1, 5).astype(int))
+    seen = np.where(free[few, ..., None], frames[few], 0).astype(np.float32)
+    count = np.maximum(free[few].sum(0), 1)[..., None]
+    mean = seen.sum(0) / count
+    weight = np.minimum(free[few].sum(0), 1)
+
+    def distance(name: str) -> float:
+        error = np.abs(mean - background_texture(name)[:, :SIZE]).mean(-1)
+        return float((np.minimum(error, 60) * weight).sum())
+
+    background = min(BACKGROUNDS, key=distance)
+    return background, _camera(frames, free, background)
+
+
+def _camera(frames: np.ndarray, free: np.ndarray, background: str) -> str:
+    """Which of a range of pans and zooms correlates most with what the clip shows."""
+    weight = free[::2].reshape(-1).astype(np.float32)
+    count = max(float(weight.sum()), 1.0)
+    light = frames[::2].mean(-1, dtype=np.float32).reshape(-1)
+    light = (light - light @ weight / count) * weight
+    views = _views(background, len(frames))
+    variance = views**2 @ weight / count - (views @ weight / count) ** 2
+    best = int((views @ light / np.sqrt(np.maximum(variance, 1e-3))).argmax())
+    if best >= len(_SHIFTS):
+        return "zoom in"
+    shift = _SHIFTS[best]
+    return "static" if abs(shift) < 12 else ("pan left" if shift < 0 else "pan right")
+
+
+@functools.lru_cache(maxsize=2 * len(BACKGROUNDS))
+def _views(background: str, num_frames: int) -> np.ndarray:
+    """Brightness of every second frame, flat, as each pan, then each zoom, would show it."""
+    texture = background_texture(background).mean(-1)
+    share = np.arange(0, num_frames, 2) / (NUM_FRAMES - 1)
+    last = (num_frames - 1) / (NUM_FRAMES - 1)
+    views = [(shift * share, np.ones_like(share)) for shift in _SHIFTS]
+    for zoom in _ZOOMS:
+        scale = 1 / zoom + (1 - 1 / zoom) * share
+        views.append((0 * share, (1 / zoom + (1 - 1 / zoom) * last) / scale))
+    middle = (SIZE - 1) / 2
+    grid = np.arange(SIZE) - middle
+    result = np.empty((len(views), len(share), SIZE, SIZE), np.float32)
+    for view, (shifts, scales) in zip(result, views, strict=True):
+        for frame, shift, scale in zip(view, shifts, scales, strict=True):
+            y = np.clip(grid * scale + middle, 0, SIZE - 1)
+            frame[:] = _line_up(_line_up(texture, y), grid * scale + middle + shift, axis=1)
+    return result.reshape(len(views), -1)
+
+
+def _line_up(texture: np.ndarray, at: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Linear samples along an axis, periodic."""
+    low = np.floor(at).astype(int)
+    share = np.expand_dims(at - low, 1 - axis)
+    first = np.take(texture, low, axis, mode="wrap")
+    return first + share * (np.take(texture, low + 1, axis, mode="wrap") - first)
+
+
+# ---- motion ----
+
+
+def _motion(centres: np.ndarray) -> tuple[str, np.ndarray]:
+    """Name of the motion, and the times of floor contacts where it is a bounce."""
+    nothing = np.zeros(0)
+    seen = np.isfinite(centres[:, 0])
+    if seen.mean() < 0.5:
+        return "other", nothing
+    time = np.arange(len(centres))
+    x, y = (np.interp(time, time[seen], values[seen]) for values in centres.T)
+    width, height = np.ptp(x), np.ptp(y)
+    if max(width, height) < _STILL:
+        return "still", nothing
+    for names, along, across in ((("left", "right"), x, height), (("up", "down"), y, width)):
+        net = np.median(along[-3:]) - np.median(along[:3])
+        path = np.abs(np.diff(along)).sum()
+        if abs(net) >= _MOVE - 2 and abs(net) > 0.75 * path and across < max(8.0, abs(net) / 2):
+            return names[int(net > 0)], nothing
+    if height >= _BOUNCE and width < max(8.0, height / 2):
+        lows = _lows(y)
+        pieces = _pieces(y, lows)
+        if _turns(y) >= 2 and _is_parabolic(y, pieces):
+            return "bounce", _contacts(y, lows, pieces)
+    return "other", nothing
+
+
+def _turns(y: np.ndarray) -> int:
+    """Reversals of direction, each of at least a third of the whole range."""
+    turns, direction, extreme = 0, 0, y[0]
+    for value in y[1:]:
+        if abs(value - extreme) > np.ptp(y) / 3 and np.sign(value - extreme) != direction:
+            turns += direction != 0
+            direction, extreme = np.sign(value - extreme), value
+        elif (value - extreme) * direction > 0:
+            extreme = value
+    return int(turns)
+
+
+def _lows(y: np.ndarray) -> list[int]:
+    """The lowest place on the picture (largest y) of every run of frames in the lower half."""
+    low = np.concatenate([[False], y > (y.min() + y.max()) / 2, [False]])
+    edges = np.flatnonzero(np.diff(low.astype(int)))
+    return [
+        int(start + y[start:stop].argmax())
+        for start, stop in zip(edges[::2], edges[1::2], strict=True)
+    ]
+
+
+def _pieces(y: np.ndarray, lows: list[int]) -> list[tuple[int, int, np.poly1d | None]]:
+    """The parabola before, between and after the low frames: first and end frame, and the fit."""
+    pieces = []
+    for first, end in zip([0, *(low + 1 for low in lows)], [*lows, len(y)], strict=True):
+        time = np.arange(first, end)
+        fit = np.poly1d(np.polyfit(time, y[first:end], 2)) if end - first >= 3 else None
+        pieces.append((first, end, fit))
+    return pieces
+
+
+def _is_parabolic(y: np.ndarray, pieces: list) -> bool:
+    whole = [piece for piece in pieces if piece[2] is not None]
+    errors = [y[first:end] - fit(np.arange(first, end)) for first, end, fit in whole]
+    if sum(map(len, errors)) < len(y) / 2 or any(fit[2] < 0 for *_, fit in whole):
+        return False
+    return float(np.sqrt(np.square(np.concatenate(errors)).mean())) < 0.1 * np.ptp(y)
+
+
+def _contacts(y: np.ndarray, lows: list[int], pieces: list) -> np.ndarray:
+    """Times between frames at which neighbouring parabolas meet, one near each low frame."""
+    times = []
+    for i, low in enumerate(lows):
+        before, after = pieces[i][2], pieces[i + 1][2]
+        time: float | None = float(low)
+        if before is not None and after is not None:
+            meets = (before - after).roots
+            meets = meets[np.isreal(meets)].real
+            close = meets[np.abs(meets - low) < 1.2]
+            time = float(close[np.abs(close - low).argmin()]) if len(close) else time
+        elif before is not None:
+            time = _mirrored(before, y, min(low + 1, len(y) - 1), time)
+        elif after is not None:
+            time = _mirrored(after, y, max(low - 1, 0), time)
+        if time is not None:
+            times.append(time)
+    return np.array(times)
+
+
+def _mirrored(piece: np.poly1d, y: np.ndarray, other: int, low: float) -> float | None:
+    """Contact between a parabola and one frame of its mirror image; None if that frame is on it."""
+    if other == low and piece(other) - y[other] < 1.5:
+        return None
+    roots = (piece - y[other]).roots
+    if not np.isreal(roots).all():
+        return low
+    near = roots.real[np.abs(roots.real - other).argmin()]
+    time = (near + other) / 2
+    return float(time) if abs(time - low) < 1.2 else low

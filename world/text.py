@@ -1,0 +1,82 @@
+"""The text side of the embedded model: a small UMT5 over a word-level vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .captions import vocabulary, words
+
+PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
+MAX_TOKENS = 24  # of a training caption; the encoder itself takes up to 512
+CONFIG = {
+    "d_model": 256,
+    "d_kv": 64,
+    "d_ff": 512,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "relative_attention_num_buckets": 16,
+    "relative_attention_max_distance": 24,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def token_table() -> dict[str, int]:
+    """Every token and its number: the three special ones, then the vocabulary in order."""
+    known = sorted({word for group in vocabulary().values() for word in group})
+    return {token: i for i, token in enumerate([PAD, EOS, UNK, *known])}
+
+
+def tokenize(captions: list[str], table: dict[str, int]) -> tuple[Tensor, Tensor]:
+    """Token numbers (B, MAX_TOKENS) and lengths (B,), with the end token, as the tokenizer does."""
+    rows = [
+        [*[table.get(word, 2) for word in words(text)][: MAX_TOKENS - 1], 1] for text in captions
+    ]
+    tokens = torch.zeros(len(rows), MAX_TOKENS, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    return tokens, torch.tensor([len(row) for row in rows])
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write the word-level tokenizer in the layout transformers opens."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(token_table(), unk_token=UNK))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("[^a-z0-9]+"), "removed"),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}", special_tokens=[(EOS, 1)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(folder)
+
+
+def new_text_encoder():  # type: ignore[no-untyped-def]
+    """A fresh `UMT5EncoderModel`."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(UMT5Config(vocab_size=len(token_table()), **CONFIG))
+
+
+def embed(encoder, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    """Prompt embeddings (B, L, 256), zero at the pads as the reference pipeline has them."""
+    own = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+    hidden = encoder(input_ids=tokens, attention_mask=own.long()).last_hidden_state
+    return hidden * own[..., None]
