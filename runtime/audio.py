@@ -20,6 +20,7 @@ from .errors import UsageError
 
 GROUP = 4  # video frames in a latent frame
 STRIP_ROWS = 2  # latent rows under the picture: one row of 2x2 patches
+PLACES = 9  # latent frames that are told apart: those of the embedded model's clip
 _FLOOR = 1e-4  # added to mel magnitudes before the logarithm
 
 
@@ -90,23 +91,39 @@ class KinemaSound(nn.Module):
         return griffin_lim(F.pad(magnitude, (0, 1), mode="replicate"), config, length, iterations)
 
     def to_rows(self, codes: Tensor) -> Tensor:
-        """Codes (B, 1+4k, components) to latent rows (B, channels, 1+k, STRIP_ROWS, 2 * GROUP).
+        """Codes (B, 1+4k, components) to latent rows (B, channels, 1+k, STRIP_ROWS, 2 * GROUP)."""
+        tokens = F.pad(codes, (0, self.config.channels * 4 - codes.shape[-1], GROUP - 1, 0))
+        rows = _tokens_to_rows(tokens.unflatten(1, (-1, GROUP)))
+        mask, values = self.given(rows.shape[2])
+        return torch.where(mask.to(rows.device), values.to(rows), rows)
 
-        The last quarter of the channels holds ones, by which rows of sound differ from a picture's.
+    def given(self, latent_frames: int) -> tuple[Tensor, Tensor]:
+        """What rows hold whatever they sound like: a mask and values (channels, 1+k, rows, columns).
+
+        Channels that no code needs tell where a token lies: its latent frame and its place in it.
+        The transformer knows distances only, by its rotations; here it finds its bearings.
         """
-        size = self.config.channels * 4
-        tokens = F.pad(codes, (0, size - codes.shape[-1]))
-        tokens[..., -size // 4 :] = 1.0
-        silent = torch.zeros_like(tokens[:, :1])
-        silent[..., -size // 4 :] = 1.0
-        tokens = torch.cat([silent.expand(-1, GROUP - 1, -1), tokens], 1)
-        rows = tokens.unflatten(-1, (-1, 2, 2)).unflatten(1, (-1, GROUP))  # B, G, 4, C, 2, 2
-        return rows.permute(0, 3, 1, 4, 2, 5).flatten(4)
+        first = self.config.components
+        tokens = torch.zeros(latent_frames, GROUP, self.config.channels * 4)
+        for frame in range(latent_frames):
+            tokens[frame, :, first + min(frame, PLACES - 1)] = 2.0
+            tokens[frame, :, first + PLACES] = frame / ((PLACES - 1) / 2) - 1
+        places = first + PLACES + 1
+        tokens[:, :, places : places + GROUP] = 2.0 * torch.eye(GROUP)
+        tokens[..., -self.config.channels :] = 1.0
+        mask = torch.zeros_like(tokens, dtype=torch.bool)
+        mask[..., first:] = True
+        return _tokens_to_rows(mask[None])[0], _tokens_to_rows(tokens[None])[0]
 
     def from_rows(self, rows: Tensor) -> Tensor:
         """Codes (B, 1+4k, components) from latent rows."""
         tokens = rows.unflatten(-1, (GROUP, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return tokens[:, GROUP - 1 :, : self.config.components]
+
+
+def _tokens_to_rows(tokens: Tensor) -> Tensor:
+    """(B, G, GROUP, C * 4), one token a video frame, to patches of latent rows (B, C, G, 2, 8)."""
+    return tokens.unflatten(-1, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4)
 
 
 def griffin_lim(magnitude: Tensor, config: SoundConfig, length: int, iterations: int) -> Tensor:

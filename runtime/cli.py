@@ -140,9 +140,9 @@ def generate(
     path = check_target(output, overwrite=force)
     checkpoint = open_checkpoint(model)
     # What cannot run is refused here, before torch is imported and weights are read.
-    _announce(resolve(request, checkpoint), checkpoint.name)
-    engine = kinema.load(checkpoint, device=device, dtype=dtype)
-    with _progress() as show:
+    plan = resolve(request, checkpoint)
+    with _progress(_announce(plan, checkpoint.name)) as show:
+        engine = kinema.load(checkpoint, device=device, dtype=dtype)
         video = engine.generate(request, progress=show)
         show(Progress("write", 0, 1))
         video.save(path, overwrite=force)
@@ -204,8 +204,8 @@ def _parse_size(size: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2])
 
 
-def _announce(plan: Plan, model: str) -> None:
-    _say(
+def _announce(plan: Plan, model: str) -> str:
+    return (
         f"{plan.num_frames} frames {plan.width}x{plan.height} at {plan.fps:g} fps"
         f" ({plan.seconds:.4g} s), {plan.num_inference_steps} steps, seed {plan.seed},"
         f" model {model}"
@@ -213,11 +213,28 @@ def _announce(plan: Plan, model: str) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
-    """A bar on standard error while the body runs, if that is a terminal; else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda event: None
+def _progress(announcement: str) -> Iterator[Callable[[Progress], None]]:
+    """Shows on standard error what is made, and a bar where that is a terminal.
+
+    Elsewhere the announcement waits for the first sign of work, so that a failure before it is one
+    line.
+    """
+    if sys.stderr.isatty():
+        _say(announcement)
+        with _bar() as show:
+            yield show
         return
+    unsaid = [announcement]
+
+    def say_once(event: Progress) -> None:
+        while unsaid:
+            _say(unsaid.pop())
+
+    yield say_once
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None]]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -228,9 +245,10 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
         rich.TimeRemainingColumn(),
     )
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, rich.TaskID] = {}
+        tasks = {"load": bar.add_task("load", total=None)}
 
         def show(event: Progress) -> None:
+            bar.update(tasks["load"], completed=1, total=1)
             if event.stage not in tasks:
                 tasks[event.stage] = bar.add_task(event.stage, total=event.total)
             bar.update(tasks[event.stage], completed=event.index, total=event.total)
@@ -247,7 +265,8 @@ def _as_result(path: str, video: Video) -> dict[str, Any]:
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    plain = isinstance(value, str) and value and value.isprintable()
+    return value if plain else json.dumps(value)
 
 
 def _print_json(value: Any) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PictureVAE(Protocol):
-    """What decoding asks of an autoencoder. `config` has latents_mean and latents_std by channel."""
+    """What decoding asks of an autoencoder; `config` has latents_mean and latents_std."""
 
     config: Any
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import pipeline, registry
+from . import pack, pipeline, registry
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import UsageError
 from .media import Video
@@ -85,14 +85,22 @@ class Engine:
         _ = self.text_encoder, self.transformer, self.vae, self.sound
 
     @cached_property
+    def executor(self) -> str:
+        """What runs the transformer: "eager", or "packed" where oneDNN can lay out its weights."""
+        return "packed" if self.device.type == "cpu" and pack.can_pack() else "eager"
+
+    @cached_property
     def scheduler_config(self) -> dict[str, Any]:
         """What the checkpoint says of its schedule and solver."""
         return self.checkpoint.component("scheduler").config
 
     @cached_property
     def transformer(self) -> Any:
-        """The denoising transformer."""
-        return registry.open_component(self.checkpoint, "transformer", self.device, self.dtype)
+        """The denoising transformer; on a CPU its linear layers are packed for it."""
+        model = registry.open_component(self.checkpoint, "transformer", self.device, self.dtype)
+        if self.executor == "packed":
+            pack.pack_linears(model.blocks)
+        return model
 
     @cached_property
     def vae(self) -> Any:
@@ -121,6 +129,7 @@ class Engine:
         return {
             "request": request.as_dict(),
             "plan": plan.as_dict(),
+            "executor": self.executor,
             "model": {"name": checkpoint.name, "weights": checkpoint.weight_hash()},
             "versions": {
                 "kinema": __version__,

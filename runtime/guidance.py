@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-Denoiser = Callable[[Tensor, int], Tensor]  # predict(latents, step) -> prediction, alike in shape
+# predict(latents (B, C, F, H, W), step) -> prediction, of the same shape for each branch it has
+Denoiser = Callable[[Tensor, int], Tensor]
 
 
 class Guided(Protocol):
@@ -36,7 +36,7 @@ def guide(predict: Denoiser, tracks: Iterable[Guided]) -> Denoiser:
         return predict
 
     def guided(latents: Tensor, step: int) -> Tensor:
-        positive, negative = predict(torch.cat([latents, latents]), step).chunk(2)
+        positive, negative = predict(latents, step).chunk(2)
         prediction = positive.clone()
         for track in tracks:
             if track.guidance_scale > 1:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -200,11 +200,11 @@ def read_header(file: Path) -> Iterator[tuple[str, Entry]]:
             need = f"a header of {length} bytes" if size >= 8 else "8 bytes of header length"
             raise KinemaError(f"{_where(file)} is cut or damaged: {size} bytes, {need} expected")
         try:
-            header = dict(json.loads(raw.read(length)))
+            header: dict[str, Any] = json.loads(raw.read(length))
             header.pop("__metadata__", None)
             entries = {name: Entry(file, tuple(tensor["shape"])) for name, tensor in header.items()}
             ends = {name: 8 + length + tensor["data_offsets"][1] for name, tensor in header.items()}
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise KinemaError(f"{_where(file)} is damaged: no header at byte offset 8") from None
     cut = [(end, name) for name, end in ends.items() if end > size]
     if cut:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -46,6 +45,7 @@ def test_the_report_says_what_was_done(video):
     assert report["request"]["prompt"] == "a red ball bounces on the grass"
     assert report["plan"]["num_frames"] == 33
     assert report["plan"]["dtype"] == "float32"
+    assert report["executor"] in ("eager", "packed")
     assert set(report["seconds"]) == {"load", "encode", "denoise", "decode"}
     assert report["model"]["name"] == "embedded" and len(report["model"]["weights"]) == 64
     json.dumps(report)
@@ -186,8 +186,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     process = subprocess.Popen(
         [*command, "--steps", "1000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    process.stderr.readline()  # the plan is announced before the work starts
-    time.sleep(6)
+    process.stderr.readline()  # the plan is announced just before the work starts
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130

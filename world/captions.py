@@ -161,7 +161,10 @@ SENTENCES = (
     "a clip of {a} that {v} {b}",
     "we see {a} {p} {b}",
 )
-MAX_WORDS = 24
+# Words that say nothing of a motion or a background by themselves.
+FUNCTION_WORDS = frozenset(
+    "a again against an and at being by does from in is keeps not of on over the to under".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,18 +224,20 @@ def heldout_prompts(count: int, seed: int = 0) -> list[tuple[str, Attributes]]:
 
 def vocabulary() -> dict[str, list[str]]:
     """Every word of the grammar by what it is about."""
-    groups: dict[str, set[str]] = {
-        "colors": {w for v in COLOR_WORDS.values() for w in v},
-        "shapes": {w for v in SHAPE_WORDS.values() for w in v} | {"shape"},
-        "sizes": {w for v in SIZE_WORDS.values() for w in v},
-        "motions": {
-            w for v in MOTION_PHRASES.values() for pair in v for t in pair for w in words(t)
-        },
-        "backgrounds": {w for v in BACKGROUND_PHRASES.values() for t in v for w in words(t)},
+    phrases = {
+        "colors": [w for v in COLOR_WORDS.values() for w in v],
+        "shapes": [w for v in SHAPE_WORDS.values() for w in v] + ["shape"],
+        "sizes": [w for v in SIZE_WORDS.values() for w in v],
+        "motions": [text for v in MOTION_PHRASES.values() for pair in v for text in pair],
+        "backgrounds": [text for v in BACKGROUND_PHRASES.values() for text in v],
+        "other": [re.sub(r"{.}", "", text) for text in SENTENCES] + ["a", "an", "the"],
     }
-    known = set().union(*groups.values())
-    filler = {w for t in SENTENCES for w in words(re.sub(r"{.}", "", t))} | {"a", "an", "the"}
-    return {k: sorted(v) for k, v in groups.items()} | {"other": sorted(filler - known)}
+    groups = {name: {w for text in v for w in words(text)} for name, v in phrases.items()}
+    for name, group in groups.items():
+        if name != "other":
+            groups["other"] |= group & FUNCTION_WORDS
+            group -= FUNCTION_WORDS
+    return {name: sorted(group) for name, group in groups.items()}
 
 
 def _word(rng: np.random.Generator, options: tuple[str, ...]) -> str:

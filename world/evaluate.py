@@ -81,7 +81,7 @@ def _mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float | None]:
 
 
 def _sound(pairs: Sequence[tuple[Attributes, Detection]]) -> dict[str, Any]:
-    """Onsets against the contacts that the same clip's picture shows, where a bounce was asked for."""
+    """Onsets against contacts that the same clip's picture shows, where a bounce was asked for."""
     bounces = [f for e, f in pairs if e.motion in ("bounce", None) and len(f.contacts)]
     silent = [f for e, f in pairs if e.motion not in ("bounce", None)]
     contacts, onsets = [f.contacts for f in bounces], [f.onsets for f in bounces]
@@ -113,7 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.prompts < 1:
         parser.error(f"--prompts is {options.prompts}; at least 1")
-    result = evaluate(options)
+    try:
+        result = evaluate(options)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     text = to_markdown(result)
     if options.out:
         write(options.out.with_suffix(".md"), text)
@@ -219,19 +222,15 @@ def to_markdown(result: dict[str, Any]) -> str:
     counts = {m: sum(row["expected"]["motion"] == m for row in result["rows"]) for m in MOTIONS}
     for motion, rates in table["by_motion"].items():
         lines.append([motion, counts[motion], *(_rate(rates[name]) for name in names)])
-    return (
-        "\n\n".join(
-            [
-                "# Held-out prompts, measured by the detector",
-                _story(where),
-                _grid(head, lines),
-                f"Strict shape: the right shape, and its ideal outline overlaps the object's by more"
-                f" than {STRICT_IOU} (mean over the frames).",
-                _sound_text(table["sound"]),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        "# Held-out prompts, measured by the detector",
+        _story(where),
+        _grid(head, lines),
+        "Strict shape: the right shape, and the object overlaps its ideal outline by more than"
+        f" {STRICT_IOU} (intersection over union, mean over the frames).",
+        _sound_text(table["sound"]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _story(where: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Times at which sounds begin, from samples alone, and how they match the contacts that are seen."""
+"""Times at which sounds begin, from samples alone, and how they match contacts that are seen."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 COLUMNS = 16  # of the spectrogram, a frame; the resolution before interpolation
 _WINDOW = 0.032  # seconds
-_OVER_AMBIENCE = 2.0  # an onset's magnitude over the ambience's, both summed over frequency
-_AUDIBLE = 0.02  # amplitude of the quietest tone that counts
+_OVER_AMBIENCE = 1.0  # an onset's magnitude over the ambience's, both summed over frequency
+_QUIETEST = 0.15  # amplitude of the quietest tone that counts, a third of a contact's
 _HOLD = 0.1  # seconds in which a decaying sound's level may fall to 1/e without ending it
 _RISE = 2.0  # times a new onset exceeds what is left of the last sound
 _REFRACTORY = 1.5  # frames from one onset to the next
@@ -20,13 +20,15 @@ def find_onsets(audio: np.ndarray, sample_rate: int, fps: float = 8) -> np.ndarr
 
     audio: float (num_samples,) or (num_samples, channels). The ambience is taken to be what half
     of the clip is quieter than, frequency by frequency. An onset is dated where its level passes
-    half of its peak, which a symmetric smear (an inverted spectrogram's) does not move.
+    half of its peak, which a symmetric smear (an inverted spectrogram's) does not move. The last
+    quarter of a frame is not looked at: the cut at the end of a clip spreads over all frequencies.
     """
     mono = np.asarray(audio, np.float32)
     mono = mono.mean(1) if mono.ndim == 2 else mono
     hop = max(round(sample_rate / fps / COLUMNS), 1)
     level, floor = _excess(mono, hop, 2 * round(sample_rate * _WINDOW / 2))
     column = fps * hop / sample_rate  # in frames
+    level = level[: max(len(level) - COLUMNS // 4 - 1, 0)]
     return column * _pick(level, floor, np.exp(-hop / sample_rate / _HOLD), column)
 
 
@@ -39,7 +41,7 @@ def _excess(mono: np.ndarray, hop: int, size: int) -> tuple[np.ndarray, float]:
     magnitude = np.abs(np.fft.rfft(columns * window, axis=1))
     ambience = np.median(magnitude, axis=0)
     # A Hann window spreads a tone over three bins that sum to twice its peak.
-    floor = max(_OVER_AMBIENCE * float(ambience.sum()), 2 * _AUDIBLE)
+    floor = max(_OVER_AMBIENCE * float(ambience.sum()), 2 * _QUIETEST)
     return np.maximum(magnitude - 2 * ambience, 0).sum(1), floor
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.audio import STRIP_ROWS, KinemaSound, SoundConfig
@@ -39,7 +40,6 @@ SOUND_LAG = 4.0  # the sound's sigma is that of the picture shifted by this, so 
 EXTRA_BOUNCES = 0.18  # share of scenes that must bounce, beside those that happen to
 BATCH_SIZE = {"cpu": 32, "cuda": 512}  # for each process
 PICTURE_ROWS = 4  # of patches; the sound's is one more
-CODE_CHANNELS = 6  # latent channels of the strip that hold codes; the others are constant
 
 
 class Generator(nn.Module):
@@ -188,6 +188,8 @@ def train(
             block.compile()
     batch_size, table = BATCH_SIZE[process.device.type], token_table()
     rope = model.transformer.rope((latents.shape[2], PICTURE_ROWS + 1, 4))
+    given, _ = codec.given(latents.shape[2])
+    given = F.pad(given, (0, 0, 2 * PICTURE_ROWS, 0)).to(process.device)
     for progress in run:
         chosen = rng.integers(0, len(scenes), batch_size)
         target = latents[torch.from_numpy(chosen)].to(process.device).float()
@@ -202,16 +204,15 @@ def train(
             embeds = embed(model.text_encoder, tokens, lengths)
             text = model.transformer.text_context(embeds, TEXT_LENGTH - lengths)
             modulation = model.transformer.modulation(1000.0 * levels[..., None])
-            noisy = (1 - sigma) * target + sigma * noise
+            noisy = torch.where(given, target, (1 - sigma) * target + sigma * noise)
             predicted = model.transformer(noisy, modulation, text, rope)
-        error = (predicted.float() - (noise - target)).square() * (sigma > 0)
-        strip = error[..., 2 * PICTURE_ROWS :, :]
+        error = (predicted.float() - (noise - target)).square() * (sigma > 0) * ~given
+        strip = error[..., 2 * PICTURE_ROWS :, :].sum() / (~given[..., 2 * PICTURE_ROWS :, :]).sum()
         parts = {
             "picture": error[..., : 2 * PICTURE_ROWS, :].mean(),
-            "sound": strip[:, :CODE_CHANNELS].mean(),
-            "constant": strip[:, CODE_CHANNELS:].mean(),
+            "sound": strip / len(error),
         }
-        loss = parts["picture"] + 0.5 * parts["sound"] + 0.05 * parts["constant"]
+        loss = parts["picture"] + 0.5 * parts["sound"]
         run.step(loss, trapezoid(progress, cooldown=0.35), parts)
     run.use_average()
     return model, codec

@@ -229,13 +229,18 @@ class WanBlock(nn.Module):
         bias: Tensor,
         rope: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """(B, F, H, W, d) to the same; `modulation` (1|B, 1|F, 1|H, 1|W, 6, d)."""
+        """(B, F, H, W, d) to the same, or to as many rows as the text has if they are more.
+
+        `modulation` (1|B, 1|F, 1|H, 1|W, 6, d).
+        """
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
             self.scale_shift_table + modulation
         ).unbind(-2)
         hidden = modulated_norm(x, shift, scale, self.eps)
         hidden = self.attn1(hidden.flatten(1, 3), rope).view_as(x)
         x = gated_residual(x, hidden, gate)
+        if (branches := key.shape[0] // x.shape[0]) > 1:
+            x = x.repeat(branches, 1, 1, 1, 1)
         hidden = x if self.norm2 is None else self._norm2(x)
         x = x + self.attn2(hidden.flatten(1, 3), key, value, bias).view_as(x)
         hidden = self.ffn(modulated_norm(x, ffn_shift, ffn_scale, self.eps))
@@ -328,12 +333,15 @@ class WanTransformer(nn.Module):
         text: TextContext,
         rope: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Prediction for latents (B, C, F, H, W).
+        """Prediction for latents (B, C, F, H, W), all of them for each B rows of text.
+
+        The branches of guidance differ by their text alone, so they share what comes before the
+        first look at it; `modulation` then has one row.
 
         `modulation` is that of timesteps of shape (B,), or of any that broadcasts to the token grid
         (B, F, H, W): (B, F, 1, 1) is a timestep a frame, (B, 1, H, 1) one a row.
         """
-        batch, (f, h, w) = latents.shape[0], self.grid(latents.shape)
+        f, h, w = self.grid(latents.shape)
         if modulation.head.dim() == 2:
             modulation = modulation[:, None, None, None]
         x = self.patch_embedding(self._patchify(latents, (f, h, w)))
@@ -342,8 +350,8 @@ class WanTransformer(nn.Module):
             x = block(x, modulation.blocks, key, value, text.bias, rope)
         shift, scale = (self.scale_shift_table + modulation.head[..., None, :]).unbind(-2)
         x = self.proj_out(modulated_norm(x, shift, scale, self.config.eps))
-        x = x.view(batch, f, h, w, *self.config.patch_size, self.config.out_channels)
-        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, *latents.shape[2:])
+        x = x.view(-1, f, h, w, *self.config.patch_size, self.config.out_channels)
+        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(x.shape[0], -1, *latents.shape[2:])
 
     @torch.no_grad()
     def bind(
@@ -356,8 +364,8 @@ class WanTransformer(nn.Module):
         """`predict(latents, step)` for one request, with all that is constant in it computed now.
 
         timesteps: (num_steps,), or broadcasting to latents at every step (num_steps, F, H, W);
-        prompt_embeds and pad_count (see `text_context`): a row for each sample predict is given.
-        It takes latents (B, C, F, H, W) in any dtype and returns fp32.
+        prompt_embeds and pad_count (see `text_context`): B rows for each branch of guidance.
+        It takes latents (B, C, F, H, W) in any dtype and returns fp32, B rows for each branch.
         """
         grid, weight = self.grid(latent_shape), self.patch_embedding.weight
         text = self.text_context(prompt_embeds.to(weight), pad_count.to(weight.device))
