@@ -98,7 +98,7 @@ class KinemaSound(nn.Module):
         return torch.where(mask.to(rows.device), values.to(rows), rows)
 
     def given(self, latent_frames: int) -> tuple[Tensor, Tensor]:
-        """What rows hold whatever they sound like: a mask and values (channels, 1+k, rows, columns).
+        """What rows hold whatever they sound like: mask and values (channels, 1+k, rows, columns).
 
         Channels that no code needs tell where a token lies: its latent frame and its place in it.
         The transformer knows distances only, by its rotations; here it finds its bearings.

@@ -7,13 +7,14 @@ Nothing heavy is imported before a command needs it, so that `kinema --help` ans
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -45,7 +46,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def main() -> NoReturn:
     """Runs the command line of this process and ends it with the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # All files are closed by now; the interpreter's own way out takes a second to free torch.
+    os._exit(code)
 
 
 def run(argv: list[str]) -> int:

@@ -163,7 +163,10 @@ SENTENCES = (
 )
 # Words that say nothing of a motion or a background by themselves.
 FUNCTION_WORDS = frozenset(
-    "a again against an and at being by does from in is keeps not of on over the to under".split()
+    [
+        *("a", "again", "against", "an", "and", "at", "being", "by", "does", "from", "in", "is"),
+        *("keeps", "not", "of", "on", "over", "the", "to", "under"),
+    ]
 )
 
 

@@ -15,14 +15,12 @@ import numpy as np
 from .onsets import find_onsets
 from .render import background_texture, color_rgb, coverage
 from .scene import BACKGROUNDS, COLORS, FPS, NUM_FRAMES, SHAPES, SIZE
+from .track import find_motion
 
 STRICT_IOU = 0.8  # outline overlap from which a shape counts as strict
 
 _MIN_SATURATION, _MIN_VALUE = 0.55, 0.3  # of object pixels; every background stays below one
 _MIN_AREA = 20  # pixels an object has in a frame that shows it
-_STILL = 6.0  # pixels a still object may wander (a zoom drifts it by 5.6 at most)
-_MOVE = SIZE / 4  # pixels a straight move travels at least
-_BOUNCE = 8.0  # pixels a bounce is high at least
 _WINDOW = 32  # side of the crop in which outlines are compared; objects are at most 25 wide
 _SHIFTS = np.array([0, -8, 8, -16, 16, -24, 24, -32, 32.0])  # px a pan may move NUM_FRAMES frames
 _ZOOMS = (1.2, 1.35, 1.5)  # scales a zoom may reach over NUM_FRAMES
@@ -84,7 +82,7 @@ def detect(
     centres, areas = _moments(own)
     frame_iou = _outlines(np.maximum(alpha, saturated), own, centres, areas)
     mean_iou = {shape: values.mean() for shape, values in frame_iou.items()}
-    motion, contacts = _motion(centres)
+    motion, contacts = find_motion(centres)
     return Detection(
         color=color,
         shape=max(mean_iou, key=mean_iou.get) if color != "none" else "none",
@@ -305,102 +303,3 @@ def _line_up(texture: np.ndarray, at: np.ndarray, axis: int = 0) -> np.ndarray:
     share = np.expand_dims(at - low, 1 - axis)
     first = np.take(texture, low, axis, mode="wrap")
     return first + share * (np.take(texture, low + 1, axis, mode="wrap") - first)
-
-
-# ---- motion ----
-
-
-def _motion(centres: np.ndarray) -> tuple[str, np.ndarray]:
-    """Name of the motion, and the times of floor contacts where it is a bounce."""
-    nothing = np.zeros(0)
-    seen = np.isfinite(centres[:, 0])
-    if seen.mean() < 0.5:
-        return "other", nothing
-    time = np.arange(len(centres))
-    x, y = (np.interp(time, time[seen], values[seen]) for values in centres.T)
-    width, height = np.ptp(x), np.ptp(y)
-    if max(width, height) < _STILL:
-        return "still", nothing
-    for names, along, across in ((("left", "right"), x, height), (("up", "down"), y, width)):
-        net = np.median(along[-3:]) - np.median(along[:3])
-        path = np.abs(np.diff(along)).sum()
-        if abs(net) >= _MOVE - 2 and abs(net) > 0.75 * path and across < max(8.0, abs(net) / 2):
-            return names[int(net > 0)], nothing
-    if height >= _BOUNCE and width < max(8.0, height / 2):
-        lows = _lows(y)
-        pieces = _pieces(y, lows)
-        if _turns(y) >= 2 and _is_parabolic(y, pieces):
-            return "bounce", _contacts(y, lows, pieces)
-    return "other", nothing
-
-
-def _turns(y: np.ndarray) -> int:
-    """Reversals of direction, each of at least a third of the whole range."""
-    turns, direction, extreme = 0, 0, y[0]
-    for value in y[1:]:
-        if abs(value - extreme) > np.ptp(y) / 3 and np.sign(value - extreme) != direction:
-            turns += direction != 0
-            direction, extreme = np.sign(value - extreme), value
-        elif (value - extreme) * direction > 0:
-            extreme = value
-    return int(turns)
-
-
-def _lows(y: np.ndarray) -> list[int]:
-    """The lowest place on the picture (largest y) of every run of frames in the lower half."""
-    low = np.concatenate([[False], y > (y.min() + y.max()) / 2, [False]])
-    edges = np.flatnonzero(np.diff(low.astype(int)))
-    return [
-        int(start + y[start:stop].argmax())
-        for start, stop in zip(edges[::2], edges[1::2], strict=True)
-    ]
-
-
-def _pieces(y: np.ndarray, lows: list[int]) -> list[tuple[int, int, np.poly1d | None]]:
-    """The parabola before, between and after the low frames: first and end frame, and the fit."""
-    pieces = []
-    for first, end in zip([0, *(low + 1 for low in lows)], [*lows, len(y)], strict=True):
-        time = np.arange(first, end)
-        fit = np.poly1d(np.polyfit(time, y[first:end], 2)) if end - first >= 3 else None
-        pieces.append((first, end, fit))
-    return pieces
-
-
-def _is_parabolic(y: np.ndarray, pieces: list) -> bool:
-    whole = [piece for piece in pieces if piece[2] is not None]
-    errors = [y[first:end] - fit(np.arange(first, end)) for first, end, fit in whole]
-    if sum(map(len, errors)) < len(y) / 2 or any(fit[2] < 0 for *_, fit in whole):
-        return False
-    return float(np.sqrt(np.square(np.concatenate(errors)).mean())) < 0.1 * np.ptp(y)
-
-
-def _contacts(y: np.ndarray, lows: list[int], pieces: list) -> np.ndarray:
-    """Times between frames at which neighbouring parabolas meet, one near each low frame."""
-    times = []
-    for i, low in enumerate(lows):
-        before, after = pieces[i][2], pieces[i + 1][2]
-        time: float | None = float(low)
-        if before is not None and after is not None:
-            meets = (before - after).roots
-            meets = meets[np.isreal(meets)].real
-            close = meets[np.abs(meets - low) < 1.2]
-            time = float(close[np.abs(close - low).argmin()]) if len(close) else time
-        elif before is not None:
-            time = _mirrored(before, y, min(low + 1, len(y) - 1), time)
-        elif after is not None:
-            time = _mirrored(after, y, max(low - 1, 0), time)
-        if time is not None:
-            times.append(time)
-    return np.array(times)
-
-
-def _mirrored(piece: np.poly1d, y: np.ndarray, other: int, low: float) -> float | None:
-    """Contact between a parabola and one frame of its mirror image; None if that frame is on it."""
-    if other == low and piece(other) - y[other] < 1.5:
-        return None
-    roots = (piece - y[other]).roots
-    if not np.isreal(roots).all():
-        return low
-    near = roots.real[np.abs(roots.real - other).argmin()]
-    time = (near + other) / 2
-    return float(time) if abs(time - low) < 1.2 else low

@@ -2,7 +2,8 @@
 
 First the picture autoencoder, then the transformer with its text encoder, then the checkpoint in
 the published layout under FOLDER/checkpoint. Every stage saves its state and goes on from it when
-the command is given again. On a CPU it runs a process of one thread on each core; on CUDA, one process.
+the command is given again. On a CPU it runs a process of one thread on each core: those keep a
+small machine busier than one process of many threads. On CUDA it runs one process.
 """
 
 from __future__ import annotations

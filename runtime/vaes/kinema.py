@@ -136,7 +136,7 @@ class Decoder(nn.Module):
     def forward(
         self, latents: Tensor, batch: int, before: list[Tensor] | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Latents (B*G, z_dim, h, w) to frames (B*G*GROUP, 3, H, W), and state for the next call."""
+        """Latents (B*G, z_dim, h, w) to frames (B*G*GROUP, 3, H, W), and state for the next."""
         x = self.conv_in(latents)
         last = []
         for i, block in enumerate(self.causal_blocks):
