@@ -87,8 +87,11 @@ class KinemaSound(nn.Module):
         mel = (codes.float() * config.scale @ self.basis.float() + self.mean.float()).exp() - _FLOOR
         mel = mel.view(-1, config.bands).clamp(min=0).T
         magnitude = (torch.linalg.pinv(_mel_filters(config).to(mel)) @ mel).clamp(min=0)
-        length = codes.shape[0] * config.samples_per_frame
-        return griffin_lim(F.pad(magnitude, (0, 1), mode="replicate"), config, length, iterations)
+        # Phases are worst where columns have no neighbours: such edges are made and cut off.
+        length, edge = codes.shape[0] * config.samples_per_frame, config.columns
+        magnitude = F.pad(magnitude, (edge, edge + 1), mode="replicate")
+        wave = griffin_lim(magnitude, config, length + 2 * edge * config.hop, iterations)
+        return wave[edge * config.hop :][:length]
 
     def to_rows(self, codes: Tensor) -> Tensor:
         """Codes (B, 1+4k, components) to latent rows (B, channels, 1+k, STRIP_ROWS, 2 * GROUP)."""

@@ -75,6 +75,12 @@ def test_contacts_are_heard_where_they_were(codec):
     assert ((ratio > 0.7) & (ratio < 1.4)).all()
 
 
+def test_edges_are_as_quiet_as_the_rest(codec):
+    """Ambience alone, of RMS 0.01: what is rebuilt peaks nowhere at ten times that."""
+    heard = codec.decode(codec.encode(torch.from_numpy(clip("still")), FRAMES))
+    assert heard.abs().max() < 0.1
+
+
 def test_the_same_codes_make_the_same_wave(codec):
     codes = codec.encode(torch.from_numpy(clip("bounce")), FRAMES)
     assert torch.equal(codec.decode(codes), codec.decode(codes))

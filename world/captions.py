@@ -215,7 +215,7 @@ def heldout_prompts(count: int, seed: int = 0) -> list[tuple[str, Attributes]]:
         color, shape = combinations[motion][i // len(MOTIONS) % len(combinations[motion])]
         background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
         # Every prompt is a held-out combination; half of them are held-out phrases as well.
-        last = i % 2 == 1
+        last = i // len(MOTIONS) % 2 == 1
         noun = f"{_word(rng, COLOR_WORDS[color])} {_word(rng, SHAPE_WORDS[shape])}"
         verb = _phrase(rng, MOTION_PHRASES[motion], last)
         place = _phrase(rng, BACKGROUND_PHRASES[background], last)
