@@ -87,11 +87,14 @@ class KinemaSound(nn.Module):
         mel = (codes.float() * config.scale @ self.basis.float() + self.mean.float()).exp() - _FLOOR
         mel = mel.view(-1, config.bands).clamp(min=0).T
         magnitude = (torch.linalg.pinv(_mel_filters(config).to(mel)) @ mel).clamp(min=0)
-        # Phases are worst where columns have no neighbours: such edges are made and cut off.
-        length, edge = codes.shape[0] * config.samples_per_frame, config.columns
-        magnitude = F.pad(magnitude, (edge, edge + 1), mode="replicate")
-        wave = griffin_lim(magnitude, config, length + 2 * edge * config.hop, iterations)
-        return wave[edge * config.hop :][:length]
+        # Columns whose window reached over an end saw a reflection, which sounds like a burst: the
+        # nearest whole column stands in for them. Beyond, room for the phases to settle is cut off.
+        over, room = config.n_fft // 2 // config.hop, config.columns
+        magnitude = magnitude[:, over:-over]
+        magnitude = F.pad(magnitude, (room + over, room + over + 1), mode="replicate")
+        length = codes.shape[0] * config.samples_per_frame
+        wave = griffin_lim(magnitude, config, length + 2 * room * config.hop, iterations)
+        return wave[room * config.hop :][:length]
 
     def to_rows(self, codes: Tensor) -> Tensor:
         """Codes (B, 1+4k, components) to latent rows (B, channels, 1+k, STRIP_ROWS, 2 * GROUP)."""
