@@ -81,18 +81,25 @@ class KinemaSound(nn.Module):
         """Codes (num_frames, components)."""
         return (self.features(wave, num_frames) - self.mean) @ self.basis.T / self.config.scale
 
-    def decode(self, codes: Tensor, iterations: int = 40) -> Tensor:
-        """Waveform (num_frames * sample_rate / fps,) from codes; the same codes, the same wave."""
+    def decode(self, codes: Tensor, num_samples: int | None = None, iterations: int = 40) -> Tensor:
+        """Waveform (num_samples,) from codes (num_frames, components), always the same one.
+
+        By default as long as the frames last at the codec's own rate; another length is another
+        tempo, not another pitch.
+        """
         config = self.config
+        length = num_samples or codes.shape[0] * config.samples_per_frame
         mel = (codes.float() * config.scale @ self.basis.float() + self.mean.float()).exp() - _FLOOR
         mel = mel.view(-1, config.bands).clamp(min=0).T
         magnitude = (torch.linalg.pinv(_mel_filters(config).to(mel)) @ mel).clamp(min=0)
         # Columns whose window reached over an end saw a reflection, which sounds like a burst: the
         # nearest whole column stands in for them. Beyond, room for the phases to settle is cut off.
         over, room = config.n_fft // 2 // config.hop, config.columns
-        magnitude = magnitude[:, over:-over]
-        magnitude = F.pad(magnitude, (room + over, room + over + 1), mode="replicate")
-        length = codes.shape[0] * config.samples_per_frame
+        magnitude = F.pad(magnitude[:, over:-over], (over, over), mode="replicate")
+        columns = max(1, round(length / config.hop))
+        if columns != magnitude.shape[1]:
+            magnitude = F.interpolate(magnitude[None], size=columns, mode="linear")[0]
+        magnitude = F.pad(magnitude, (room, room + 1), mode="replicate")
         wave = griffin_lim(magnitude, config, length + 2 * room * config.hop, iterations)
         return wave[room * config.hop :][:length]
 

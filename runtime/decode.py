@@ -46,7 +46,5 @@ def denormalise(latents: Tensor, config: Any) -> Tensor:
 @torch.inference_mode()
 def decode_sound(codec: KinemaSound, rows: Tensor, num_samples: int) -> np.ndarray:
     """The waveform of latent rows of sound, float32 (num_samples, 1)."""
-    wave = codec.decode(codec.from_rows(rows)[0])
-    missing = max(0, num_samples - wave.shape[0])
-    wave = torch.nn.functional.pad(wave, (0, missing))[:num_samples]
+    wave = codec.decode(codec.from_rows(rows)[0], num_samples)
     return wave[:, None].cpu().numpy()

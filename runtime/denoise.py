@@ -38,18 +38,6 @@ class Step(NamedTuple):
     latents: Tensor
 
 
-def hold(predict: Denoiser, mask: Tensor, values: Tensor) -> Denoiser:
-    """A denoiser that is shown `values` wherever `mask` is true, whatever the latents hold there.
-
-    mask and values broadcast to the latents (B, C, F, H, W).
-    """
-
-    def held(latents: Tensor, step: int) -> Tensor:
-        return predict(torch.where(mask, values, latents), step)
-
-    return held
-
-
 @torch.no_grad()
 def denoise(predict: Denoiser, latents: Tensor, tracks: Sequence[Track]) -> Iterator[Step]:
     """Take latents (B, C, F, H, W) from noise to clean; yield after each step.

@@ -15,6 +15,7 @@ import torch
 from . import pack, pipeline, registry
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import UsageError
+from .given import Given, bearing_frame
 from .media import Video
 from .plan import Plan, resolve
 from .progress import Progress
@@ -113,6 +114,19 @@ class Engine:
         if self.checkpoint.presets.sound is None:
             return None
         return registry.open_component(self.checkpoint, "audio", self.device, torch.float32)
+
+    def given(self, plan: Plan) -> Given | None:
+        """What the transformer is shown besides the noise of a request; None for most models."""
+        if not self.checkpoint.presets.bearings:
+            return None
+        channels, frames, rows, columns = plan.latent_shape
+        mask = torch.zeros(plan.latent_shape, dtype=torch.bool)
+        values = torch.zeros(plan.latent_shape)
+        if self.sound is not None:
+            strip = (..., plan.tracks[-1].rows, slice(None))
+            mask[strip], values[strip] = self.sound.given(frames)
+        after = bearing_frame(channels, rows, columns)
+        return Given(*(x.to(self.device) for x in (mask, values, after)))
 
     @cached_property
     def text_encoder(self) -> TextEncoder:

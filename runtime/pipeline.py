@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .decode import decode_frames, decode_sound
-from .denoise import Track, denoise, hold, schedule_tracks, timesteps_of
+from .denoise import Track, denoise, schedule_tracks, timesteps_of
 from .guidance import Denoiser, guide, is_guided
 from .latents import as_batch, initial_noise
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .given import Given
     from .plan import Plan
     from .request import Request
 
@@ -41,8 +41,9 @@ def generate(
     with stage("encode"):
         tracks = schedule_tracks(plan.tracks, engine.scheduler_config, plan.num_inference_steps)
         latents = start(request, plan).to(engine.device)
-        predict = bind(engine, [request.prompt], [request.negative_prompt], tracks, latents.shape)
-        predict = hold_given(predict, engine, plan)
+        given = engine.given(plan)
+        prompts = [request.prompt], [request.negative_prompt]
+        predict = bind(engine, *prompts, tracks, latents.shape, given)
         show("encode", 1, 1)
     with stage("denoise"):
         for step in denoise(predict, latents, tracks):
@@ -69,23 +70,16 @@ def bind(
     negative_prompts: list[str],
     tracks: Sequence[Track],
     latent_shape: Sequence[int],
+    given: Given | None = None,
 ) -> Denoiser:
     """A guided denoiser of these prompts, all that is constant in it computed."""
     rows = prompts + negative_prompts if is_guided(tracks) else prompts
     text = engine.text_encoder.encode(rows)
-    timesteps = timesteps_of(tracks).to(engine.device)
-    predict = engine.transformer.bind(tuple(latent_shape), timesteps, *text)
-    return guide(predict, tracks)
-
-
-def hold_given(predict: Denoiser, engine: Engine, plan: Plan) -> Denoiser:
-    """Hold what the rows of sound hold whatever they sound like, if there are any."""
-    if engine.sound is None:
-        return predict
-    mask, values = engine.sound.given(plan.latent_shape[1])
-    above = (0, 0, plan.tracks[-1].start, 0)  # rows of the picture, none of them given
-    mask, values = F.pad(mask, above), F.pad(values, above)
-    return hold(predict, mask.to(engine.device), values.to(engine.device))
+    shape, timesteps = tuple(latent_shape), timesteps_of(tracks).to(engine.device)
+    if given is None:
+        return guide(engine.transformer.bind(shape, timesteps, *text), tracks)
+    timesteps = given.timesteps(timesteps)
+    return given.show(guide(engine.transformer.bind(given.shape(shape), timesteps, *text), tracks))
 
 
 def picture(engine: Engine, plan: Plan, latents: Tensor, show: Show) -> np.ndarray:

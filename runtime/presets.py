@@ -48,6 +48,7 @@ class Presets:
     frame_stride: int = 4
     latent_channels: int = 16
     sound: Sound | None = None
+    bearings: bool = False  # whether the transformer is shown where tokens lie (`given.py`)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Presets:

@@ -16,7 +16,9 @@ FRAMES = 13
 
 def clip(motion: str, background: str = "grass") -> np.ndarray:
     bounce = {"period": 5.3, "first_contact": 2.4, "height": 20.0} if motion == "bounce" else {}
-    return render_sound(Scene("ball", "red", motion, background, 10.0, (32.0, 50.0), **bounce), FRAMES)
+    return render_sound(
+        Scene("ball", "red", motion, background, 10.0, (32.0, 50.0), **bounce), FRAMES
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,17 @@ def test_contacts_are_heard_where_they_were(codec):
     # Griffin-Lim keeps magnitudes, not phases: the level of a loud frame is kept within 3 dB.
     ratio = loud(heard)[contact_frames] / loud(wave)[contact_frames]
     assert ((ratio > 0.7) & (ratio < 1.4)).all()
+
+
+def test_another_frame_rate_keeps_contacts_in_step(codec):
+    """At twice the rate frame i still begins at i / FRAMES of the clip."""
+    codes = codec.encode(torch.from_numpy(clip("bounce")), FRAMES)
+    for num_samples in (FRAMES * SAMPLES_PER_FRAME // 2, FRAMES * 1333):
+        heard = codec.decode(codes, num_samples)
+        assert heard.shape == (num_samples,)
+        per_frame = num_samples // FRAMES
+        loud = heard[: FRAMES * per_frame].view(FRAMES, per_frame).square().mean(1)
+        assert sorted(loud.topk(2).indices.tolist()) == [2, 7]
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)

@@ -141,6 +141,7 @@ def _index(codec) -> dict[str, object]:  # type: ignore[no-untyped-def]
                 "max_num_frames": NUM_FRAMES,
                 "min_size": SIZE,
                 "max_size": SIZE,
+                "bearings": True,
                 "sound": {
                     "rows": 2,
                     "sample_rate": codec.config.sample_rate,

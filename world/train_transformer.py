@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.audio import STRIP_ROWS, KinemaSound, SoundConfig
+from ..runtime.given import bearing_frame
 from ..runtime.models.wan import TEXT_LENGTH, WanConfig, WanTransformer
 from .captions import held_out, sample_caption
 from .optim import trapezoid
@@ -187,25 +188,28 @@ def train(
         for block in model.transformer.blocks:
             block.compile()
     batch_size, table = BATCH_SIZE[process.device.type], token_table()
-    rope = model.transformer.rope((latents.shape[2], PICTURE_ROWS + 1, 4))
-    given, _ = codec.given(latents.shape[2])
-    given = F.pad(given, (0, 0, 2 * PICTURE_ROWS, 0)).to(process.device)
+    _, channels, frames, rows, columns = latents.shape
+    bearings = bearing_frame(channels, rows, columns).to(process.device)
+    rope = model.transformer.rope((frames + 1, PICTURE_ROWS + 1, columns // 2))
+    given = F.pad(codec.given(frames)[0], (0, 0, 2 * PICTURE_ROWS, 0)).to(process.device)
     for progress in run:
         chosen = rng.integers(0, len(scenes), batch_size)
         target = latents[torch.from_numpy(chosen)].to(process.device).float()
         captions = [training_caption(rng, scenes[i]) for i in chosen]
         tokens, lengths = (x.to(process.device) for x in tokenize(captions, table))
-        shift = 3.5 if progress < 0.65 else 2.0
-        drawn = torch.from_numpy(draw_sigmas(rng, batch_size, target.shape[2], shift))
+        shift = 3.5 if progress < 0.8 else 2.0
+        drawn = torch.from_numpy(draw_sigmas(rng, batch_size, frames, shift))
         levels = rows_of(drawn.to(process.device))
         sigma = levels.repeat_interleave(2, -1)[:, None, :, :, None]
         noise = torch.randn_like(target)
         with process.autocast():
             embeds = embed(model.text_encoder, tokens, lengths)
             text = model.transformer.text_context(embeds, TEXT_LENGTH - lengths)
-            modulation = model.transformer.modulation(1000.0 * levels[..., None])
+            timesteps = F.pad(1000.0 * levels, (0, 0, 0, 1))  # 0 for the frame of bearings
+            modulation = model.transformer.modulation(timesteps[..., None])
             noisy = torch.where(given, target, (1 - sigma) * target + sigma * noise)
-            predicted = model.transformer(noisy, modulation, text, rope)
+            seen = torch.cat([noisy, bearings.expand(batch_size, -1, -1, -1, -1)], 2)
+            predicted = model.transformer(seen, modulation, text, rope)[:, :, :frames]
         error = (predicted.float() - (noise - target)).square() * (sigma > 0) * ~given
         strip = error[..., 2 * PICTURE_ROWS :, :].sum() / (~given[..., 2 * PICTURE_ROWS :, :]).sum()
         parts = {
