@@ -68,11 +68,31 @@ def write_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
+# What tells straight motions and rest apart. Before the transformer can show a direction these
+# words all mean the same to it, and the encoder merges them for good unless they start far apart.
+DIRECTION_WORDS = {
+    "left": "left leftward leftwards",
+    "right": "right rightward rightwards",
+    "up": "up upward upwards top rises rising climbs climbing ascends ascending",
+    "down": "down downward downwards bottom falls falling drops dropping sinks sinking descends"
+    " descending",
+    "still": "still rests resting stays staying sits sitting stands standing not",
+}
+DIRECTION_SCALE = 10.0  # of what such words share, in standard deviations of an embedding
+
+
 def new_text_encoder():  # type: ignore[no-untyped-def]
-    """A fresh `UMT5EncoderModel`."""
+    """A fresh `UMT5EncoderModel` whose words for different directions start far apart."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    return UMT5EncoderModel(UMT5Config(vocab_size=len(token_table()), **CONFIG))
+    table = token_table()
+    encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(table), **CONFIG))
+    with torch.no_grad():
+        for group in DIRECTION_WORDS.values():
+            shared = DIRECTION_SCALE * torch.randn(CONFIG["d_model"])
+            for word in group.split():
+                encoder.shared.weight[table[word]] += shared
+    return encoder
 
 
 def embed(encoder, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kinema.world.train", description=__doc__)
     parser.add_argument("folder", type=Path, help="where states and the checkpoint go")
     parser.add_argument("--vae-minutes", type=float, default=16.0)
-    parser.add_argument("--minutes", type=float, default=90.0, help="for the transformer")
+    parser.add_argument("--minutes", type=float, default=100.0, help="for the transformer")
     parser.add_argument("--clips", type=int, default=20_000, help="encoded before training")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, help="on a CPU; default: one a core")

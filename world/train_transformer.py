@@ -40,6 +40,8 @@ CONFIG = WanConfig(
 SOUND_LAG = 4.0  # the sound's sigma is that of the picture shifted by this, so it is decided later
 EXTRA_BOUNCES = 0.18  # share of scenes that must bounce, beside those that happen to
 BATCH_SIZE = {"cpu": 32, "cuda": 512}  # for each process
+# Direction is decided at the highest noise and outlines at the lowest: (until progress, shift).
+SHIFTS = ((0.5, 8.0), (0.8, 3.5), (1.0, 2.0))
 PICTURE_ROWS = 4  # of patches; the sound's is one more
 
 
@@ -197,7 +199,7 @@ def train(
         target = latents[torch.from_numpy(chosen)].to(process.device).float()
         captions = [training_caption(rng, scenes[i]) for i in chosen]
         tokens, lengths = (x.to(process.device) for x in tokenize(captions, table))
-        shift = 3.5 if progress < 0.8 else 2.0
+        shift = next(shift for until, shift in SHIFTS if progress < until)
         drawn = torch.from_numpy(draw_sigmas(rng, batch_size, frames, shift))
         levels = rows_of(drawn.to(process.device))
         sigma = levels.repeat_interleave(2, -1)[:, None, :, :, None]

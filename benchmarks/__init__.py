@@ -1,0 +1,1 @@
+"""Benchmarks: scripts and pytest-benchmark suites. Their rows are committed under results/."""

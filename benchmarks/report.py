@@ -1,0 +1,86 @@
+"""Tables of the README, made from the committed rows: `python -m kinema.benchmarks.report`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from .measure import RESULTS
+
+ROOT = Path(__file__).parent.parent
+MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Rewrite every marked table of README.md."""
+    parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.report")
+    parser.add_argument("--check", action="store_true", help="fail if a table is out of date")
+    options = parser.parse_args(arguments)
+    readme = ROOT / "README.md"
+    before = readme.read_text()
+    after = with_tables(before)
+    if options.check and after != before:
+        raise SystemExit("README.md is out of date: python -m kinema.benchmarks.report")
+    readme.write_text(after)
+
+
+def with_tables(text: str) -> str:
+    """The text with each marked table made anew from its rows; untouched where there are none."""
+
+    def table(found: re.Match[str]) -> str:
+        rows = RESULTS / f"{found[2]}.json"
+        if not rows.is_file():
+            return found[0]
+        return f"{found[1]}{TABLES[found[2]](json.loads(rows.read_text()))}\n{found[3]}"
+
+    return MARK.sub(table, text)
+
+
+def end_to_end(results: dict[str, Any]) -> str:
+    """Seconds of sampling beside diffusers, and of the whole command."""
+    lines = [
+        "| sampling | seconds | 20th to 80th percentile | kinema is faster by |",
+        "|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        for name, value in row["seconds"].items():
+            ratio = f"{row['ratio'][name]:.2f}" if name in row["ratio"] else ""
+            spread = f"{value['p20_s']:.3f} to {value['p80_s']:.3f}"
+            lines.append(
+                f"| {name}, {row['dtype']} | {value['median_s']:.3f} | {spread} | {ratio} |"
+            )
+    command = results["command"]
+    spread = f"{command['p20_s']:.2f} to {command['p80_s']:.2f}"
+    lines.append(f"| `kinema generate`, start to file | {command['median_s']:.2f} | {spread} | |")
+    first = results["rows"][0]
+    shape = "x".join(map(str, first["latent_shape"]))
+    return "\n".join(lines) + (
+        f"\n\nLatents {shape}, {first['steps']} steps, guidance {first['guidance_scale']:g},"
+        f" text padded to {first['text_tokens']} tokens for the reference;"
+        f" {_where(results['provenance'])}."
+    )
+
+
+def evaluate(results: dict[str, Any]) -> str:
+    """Rates of the embedded model on held-out prompts, in one row; and its sound."""
+    table, sound = results["table"], results["table"]["sound"]
+    names = ("color", "background", "motion", "shape", "all_four", "strict_shape")
+    rates = [f"{100 * table[name]:.1f} %" for name in names]
+    head = ["prompts", *(name.replace("_", " ") for name in names), "contacts heard", "shuffled"]
+    heard = [f"{100 * sound[name]:.1f} %" for name in ("recall", "shuffled_recall")]
+    rows = [head, ["---"] * len(head), [str(table["clips"]), *rates, *heard]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _where(provenance: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in provenance["versions"].items())
+    return f"{provenance['device']}, {provenance['threads']} threads, {versions}"
+
+
+TABLES = {"end_to_end": end_to_end, "evaluate": evaluate}
+
+if __name__ == "__main__":
+    main()
