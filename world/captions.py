@@ -38,6 +38,10 @@ BACKGROUND_PHRASES = {
         "in a green field",
         "on the lawn",
         "in the park",
+        "in the meadow",
+        "on the meadow",
+        "over the grass",
+        "in the grass",
         "in a meadow",
     ),
     "sand": (
@@ -46,6 +50,8 @@ BACKGROUND_PHRASES = {
         "in the desert",
         "on the beach",
         "over the dunes",
+        "over the sand",
+        "in the dunes",
         "in the sand",
     ),
     "night": (
@@ -60,6 +66,8 @@ BACKGROUND_PHRASES = {
         "by a brick wall",
         "against the bricks",
         "in front of a wall",
+        "against a wall",
+        "by the bricks",
         "against a brick wall",
     ),
     "snow": (
@@ -68,6 +76,8 @@ BACKGROUND_PHRASES = {
         "on a snowy field",
         "in winter",
         "on the ice",
+        "over the ice",
+        "over a snowy field",
         "over the snow",
     ),
 }
