@@ -1,0 +1,1 @@
+"""Benchmarks of the kernels: a pytest-benchmark suite for each, and one script for a whole GPU."""

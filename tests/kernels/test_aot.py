@@ -1,0 +1,74 @@
+"""Every kernel compiles for every chip, ahead of time, and is what it should be there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from kinema.kernels import aot, dispatch
+
+KEYS = {"op", "config", "default", "arch", "registers", "spills", "shared", "instructions"}
+GOOD = {
+    "op": "attention",
+    "config": "bf16",
+    "default": True,
+    "arch": "sm_90",
+    "registers": 200,
+    "spills": 0,
+    "shared": 131072,
+    "instructions": {"HGMMA": 12},
+}
+
+
+@pytest.fixture(scope="module")
+def checked() -> subprocess.CompletedProcess[str]:
+    """`kinema kernels check --json` in a process of its own: here, kernels are interpreted."""
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "kinema", "kernels", "check", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+def test_default_configurations_pass(checked) -> None:
+    assert checked.returncode == 0, checked.stderr
+    rows: list[dict[str, Any]] = json.loads(checked.stdout)
+    assert all(row.keys() == KEYS and row["default"] for row in rows)
+    for arch in aot.ARCHES:
+        ops = {row["op"] for row in rows if row["arch"] == arch}
+        assert ops == dispatch.TABLE.keys(), f"{set(dispatch.TABLE) - ops} missing on {arch}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spills": 84}, "spills 84 bytes"),
+        ({"shared": 232449}, "wants 232449 bytes of shared memory; 232448 are there"),
+        ({"arch": "sm_89"}, "wants 131072 bytes of shared memory; 101376 are there"),
+        ({"instructions": {"HMMA": 64}}, "has no warpgroup product"),
+        ({"error": "no such instruction"}, "does not compile: no such instruction"),
+    ],
+)
+def test_what_fails(change, message) -> None:
+    needs = {("attention", "bf16"): aot.WGMMA}
+    assert aot.failures([GOOD], needs) == []
+    (line,) = aot.failures([{**GOOD, **change}], needs)
+    assert message in line
+
+
+def test_what_does_not_fail() -> None:
+    spilling = {**GOOD, "default": False, "spills": 84}
+    foreign = {**GOOD, "arch": "gfx942", "spills": 84, "error": "no fp8"}
+    assert aot.failures([spilling, foreign], {}) == []
+
+
+def test_refuses_while_interpreting() -> None:
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 is set"):
+        aot.check()
