@@ -1,9 +1,8 @@
 """What a transformer is shown besides the noise: values that hold, and a frame of bearings.
 
 A Wan transformer knows distances between tokens only, by its rotations; nothing tells it where a
-token lies. That is easily borne by a large model. A small one does not learn which way is up: the
-embedded one is shown a frame after the clip whose tokens tell their row and column, and finds its
-own there by looking in the same place.
+token lies. The embedded one is shown a frame after the clip whose tokens tell their row and column,
+and finds its own there by looking in the same place.
 """
 
 from __future__ import annotations
