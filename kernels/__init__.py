@@ -1,7 +1,8 @@
 """Fused operations of video diffusion transformers, each defined in `reference`.
 
 `norm_modulate(...)` and the others run Triton kernels on CUDA tensors and plain PyTorch on any
-other; `choose` binds a backend once, by name or automatically. Nothing is imported before use.
+other; `choose` binds a backend once, by name or automatically, and `bind` all that a transformer
+calls. Nothing is imported before use.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .linear_gelu import linear_gelu
     from .norm_modulate import norm_modulate
     from .norm_silu import norm_silu
+    from .operations import Operations, bind
     from .patchify import patchify
     from .qk_norm_rope import qk_norm_rope
     from .quantized_attention import quantized_attention
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backend": "dispatch",
     "Choice": "dispatch",
+    "Operations": "operations",
     "Quantized": "reference",
     "Rope": "reference",
     "TileMask": "tiles",
     "attention": "attention",
     "best_tile": "tiles",
+    "bind": "operations",
     "block_sparse_attention": "block_sparse_attention",
     "choose": "dispatch",
     "gate_residual": "gate_residual",
@@ -58,11 +62,13 @@ _HOMES = {
 __all__ = [
     "Backend",
     "Choice",
+    "Operations",
     "Quantized",
     "Rope",
     "TileMask",
     "attention",
     "best_tile",
+    "bind",
     "block_sparse_attention",
     "choose",
     "gate_residual",

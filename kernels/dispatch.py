@@ -128,6 +128,7 @@ TABLE["attention"] = (
         ),
     ),
     *plain("attention"),
+    Backend("matmul", "torch_backend:matmul_attention", anywhere, automatic=False),
     *(
         Backend(
             f"triton-{to}",

@@ -119,6 +119,12 @@ def generate(
     ] = Request.negative_prompt,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OP=NAME", help="Such as attention=triton; kinema kernels list names them."
+        ),
+    ] = None,
     as_json: Json = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     debug: Debug = False,
@@ -133,6 +139,7 @@ def generate(
 
     started = time.perf_counter()
     width, height = _parse_size(size)
+    backends = dict(_parse_pair("--backend", text) for text in backend or ())
     request = Request(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -150,7 +157,7 @@ def generate(
     # What cannot run is refused here, before torch is imported and weights are read.
     plan = resolve(request, checkpoint)
     with _progress(_announce(plan, checkpoint.name)) as show:
-        engine = kinema.load(checkpoint, device=device, dtype=dtype)
+        engine = kinema.load(checkpoint, device, dtype, backends=backends)
         video = engine.generate(request, progress=show)
         show(Progress("write", 0, 1))
         video.save(path, overwrite=force)
@@ -210,6 +217,13 @@ def _parse_size(size: str | None) -> tuple[int | None, int | None]:
     if not (found := SIZE.fullmatch(size.strip())):
         raise UsageError(f"size {size!r} is not WIDTHxHEIGHT, such as 64x64")
     return int(found[1]), int(found[2])
+
+
+def _parse_pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{option} {text!r} is not NAME=VALUE, such as attention=triton")
+    return name, value
 
 
 def _announce(plan: Plan, model: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,21 +29,31 @@ def load(
     source: str | Path | Checkpoint | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    backends: Mapping[str, str] | None = None,
 ) -> Engine:
     """Open a checkpoint: the embedded one by default, a folder, or a hub id.
 
     `device`: CUDA where there is one, else the CPU. `dtype`: float32 on a CPU, bfloat16 elsewhere.
+    `backends`: what runs an operation of the transformer, such as {"attention": "flash3"}, where
+    it should not be the first that works; `kinema kernels list` names them.
     Raises `UsageError` for a name that opens nothing, `KinemaError` for a damaged checkpoint.
     """
     chosen = _device(device)
-    return Engine(open_checkpoint(source), chosen, _dtype(dtype, chosen))
+    return Engine(open_checkpoint(source), chosen, _dtype(dtype, chosen), backends)
 
 
 class Engine:
     """Makes videos from requests. Components are read when the first request needs them."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        backends: Mapping[str, str] | None = None,
+    ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.backends = dict(backends or {})
         checkpoint.presets  # noqa: B018  # a checkpoint that cannot run is refused here
 
     def plan(self, request: Request | str, **fields: Any) -> Plan:
@@ -83,7 +93,7 @@ class Engine:
 
     def open_components(self) -> None:
         """Read every component that is not open yet."""
-        _ = self.text_encoder, self.transformer, self.vae, self.sound
+        _ = self.transformer, self.text_encoder, self.vae, self.sound
 
     @cached_property
     def executor(self) -> str:
@@ -98,7 +108,9 @@ class Engine:
     @cached_property
     def transformer(self) -> Any:
         """The denoising transformer; on a CPU its linear layers are packed for it."""
-        model = registry.open_component(self.checkpoint, "transformer", self.device, self.dtype)
+        model = registry.open_component(
+            self.checkpoint, "transformer", self.device, self.dtype, self.backends
+        )
         if self.executor == "packed":
             pack.pack_linears(model.blocks)
         return model
@@ -144,6 +156,7 @@ class Engine:
             "request": request.as_dict(),
             "plan": plan.as_dict(),
             "executor": self.executor,
+            "backends": self.transformer.ops.backends,
             "model": {"name": checkpoint.name, "weights": checkpoint.weight_hash()},
             "versions": {
                 "kinema": __version__,

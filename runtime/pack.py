@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import LinearGelu
+
 EXPECTED_ROWS = 512  # what the layout is chosen for; any number of rows works
 
 
@@ -47,15 +49,8 @@ def pack_linears(module: nn.Module) -> int:
     count = 0
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):
-            gelu = isinstance(module, nn.Sequential) and _is_gelu(module, int(name) + 1)
-            setattr(module, name, PackedLinear(child, gelu))
-            if gelu:
-                setattr(module, str(int(name) + 1), nn.Identity())
+            setattr(module, name, PackedLinear(child, gelu=isinstance(child, LinearGelu)))
             count += 1
         else:
             count += pack_linears(child)
     return count
-
-
-def _is_gelu(layers: nn.Sequential, index: int) -> bool:
-    return index < len(layers) and getattr(layers[index], "approximate", None) == "tanh"

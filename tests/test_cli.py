@@ -55,8 +55,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, checkpoint_folder: Path, tmp_path: P
     monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", checkpoint_folder)
     loaded = {}
 
-    def load(source=None, device=None, dtype=None):
-        loaded.update(source=source, device=device, dtype=dtype)
+    def load(source=None, device=None, dtype=None, backends=None):
+        loaded.update(source=source, device=device, dtype=dtype, backends=backends)
         return PretendEngine(checkpoints.open_checkpoint(source))
 
     monkeypatch.setitem(vars(kinema), "load", load)

@@ -17,18 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ... import kernels
+from ...kernels import Operations
 from .. import weights
 from ..errors import UsageError
-from ..layers import (
-    ATTENTION,
-    Attend,
-    gated_residual,
-    modulated_norm,
-    rms_norm,
-    rope_tables,
-    rotate,
-    sinusoidal_embedding,
-)
+from ..layers import LinearGelu, sinusoidal_embedding
 
 TEXT_LENGTH = 512  # WanPipeline pads every prompt to this many tokens
 
@@ -56,8 +49,8 @@ KEYS = {
     "blocks.{}.attn2.norm_q": ("blocks.{}.attn2.norm_q.weight",),
     "blocks.{}.attn2.norm_k": ("blocks.{}.attn2.norm_k.weight",),
     "blocks.{}.attn2.out": ("blocks.{}.attn2.to_out.0",),
-    "blocks.{}.ffn.0": ("blocks.{}.ffn.net.0.proj",),
-    "blocks.{}.ffn.2": ("blocks.{}.ffn.net.2",),
+    "blocks.{}.ffn_in": ("blocks.{}.ffn.net.0.proj",),
+    "blocks.{}.ffn_out": ("blocks.{}.ffn.net.2",),
     "scale_shift_table": ("scale_shift_table",),
     "proj_out": ("proj_out",),
 }
@@ -163,28 +156,28 @@ class TextContext(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: WanConfig, attend: Attend) -> None:
+    def __init__(self, config: WanConfig, ops: Operations) -> None:
         super().__init__()
-        self.heads, self.eps, self.attend = config.num_attention_heads, config.eps, attend
+        self.heads, self.eps, self.ops = config.num_attention_heads, config.eps, ops
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.norm_qk = nn.Parameter(torch.ones(2 * config.dim))
         self.out = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rope: Any) -> Tensor:
         """(B, L, d) to (B, L, d)."""
-        dim = x.shape[-1]
-        qk, value = self.qkv(x).split((2 * dim, dim), dim=-1)
-        qk = rms_norm(qk.unflatten(-1, (2, dim)), self.norm_qk.view(2, dim), self.eps)
-        qk = rotate(qk.unflatten(-1, (self.heads, -1)), rope).to(value.dtype)
-        query, key = qk.transpose(1, 3).unbind(2)
-        value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return self.out(self.attend(query, key, value, None).transpose(1, 2).flatten(2))
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        norm_q, norm_k = self.norm_qk.chunk(2)
+        query, key = self.ops.qk_norm_rope(
+            query, key, rope, q_weight=norm_q, k_weight=norm_k, eps=self.eps
+        )
+        out = self.ops.attention(query, key, value.transpose(1, 2))
+        return self.out(out.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
-    def __init__(self, config: WanConfig, attend: Attend) -> None:
+    def __init__(self, config: WanConfig, ops: Operations) -> None:
         super().__init__()
-        self.heads, self.eps, self.attend = config.num_attention_heads, config.eps, attend
+        self.heads, self.eps, self.ops = config.num_attention_heads, config.eps, ops
         self.q = nn.Linear(config.dim, config.dim)
         self.kv = nn.Linear(config.dim, 2 * config.dim)
         self.norm_q = nn.Parameter(torch.ones(config.dim))
@@ -194,40 +187,34 @@ class CrossAttention(nn.Module):
     def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, d) to keys and values (B, N, L, D)."""
         key, value = self.kv(text).chunk(2, dim=-1)
-        key = rms_norm(key, self.norm_k, self.eps).to(value.dtype)
-        return self._heads(key), self._heads(value)
+        return self._heads(self._norm(key, self.norm_k)), self._heads(value)
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """(B, L, d) to (B, L, d)."""
-        query = self._heads(rms_norm(self.q(x), self.norm_q, self.eps).to(value.dtype))
-        return self.out(self.attend(query, key, value, bias).transpose(1, 2).flatten(2))
+        query = self._heads(self._norm(self.q(x), self.norm_q))
+        out = self.ops.biased_attention(query, key, value, bias)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.ops.norm_modulate(x, norm="rms", weight=weight, eps=self.eps)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class WanBlock(nn.Module):
-    def __init__(self, config: WanConfig, attend: Attend) -> None:
+    def __init__(self, config: WanConfig, ops: Operations) -> None:
         super().__init__()
-        self.eps = config.eps
+        self.eps, self.ops = config.eps, ops
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
-        self.attn1 = SelfAttention(config, attend)
+        self.attn1 = SelfAttention(config, ops)
         self.norm2 = nn.LayerNorm(config.dim, config.eps) if config.cross_attn_norm else None
-        self.attn2 = CrossAttention(config, attend)
-        self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(config.ffn_dim, config.dim),
-        )
+        self.attn2 = CrossAttention(config, ops)
+        self.ffn_in = LinearGelu(config.dim, config.ffn_dim, ops)
+        self.ffn_out = nn.Linear(config.ffn_dim, config.dim)
 
     def forward(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor,
-        rope: tuple[Tensor, Tensor],
+        self, x: Tensor, modulation: Tensor, key: Tensor, value: Tensor, bias: Tensor, rope: Any
     ) -> Tensor:
         """(B, F, H, W, d) to the same, or to as many rows as the text has if they are more.
 
@@ -236,43 +223,45 @@ class WanBlock(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
             self.scale_shift_table + modulation
         ).unbind(-2)
-        hidden = modulated_norm(x, shift, scale, self.eps)
+        hidden = self.ops.norm_modulate(x, scale, shift, eps=self.eps)
         hidden = self.attn1(hidden.flatten(1, 3), rope).view_as(x)
-        x = gated_residual(x, hidden, gate)
+        x, hidden = self._add_and_norm2(x, hidden, gate)
         if (branches := key.shape[0] // x.shape[0]) > 1:
-            x = x.repeat(branches, 1, 1, 1, 1)
-        hidden = x if self.norm2 is None else self._norm2(x)
-        x = x + self.attn2(hidden.flatten(1, 3), key, value, bias).view_as(x)
-        hidden = self.ffn(modulated_norm(x, ffn_shift, ffn_scale, self.eps))
-        return gated_residual(x, hidden, ffn_gate)
+            x, hidden = (rows.repeat(branches, 1, 1, 1, 1) for rows in (x, hidden))
+        hidden = self.attn2(hidden.flatten(1, 3), key, value, bias).view_as(x)
+        x, hidden = self.ops.norm_modulate(x, ffn_scale, ffn_shift, eps=self.eps, residual=hidden)
+        return self.ops.gate_residual(x, self.ffn_out(self.ffn_in(hidden)), ffn_gate)
 
-    def _norm2(self, x: Tensor) -> Tensor:
-        norm = self.norm2
-        return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(
-            x.dtype
+    def _add_and_norm2(self, x: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        if self.norm2 is None:
+            x = self.ops.gate_residual(x, branch, gate)
+            return x, x
+        return self.ops.norm_modulate(
+            x,
+            weight=self.norm2.weight,
+            bias=self.norm2.bias,
+            eps=self.norm2.eps,
+            residual=branch,
+            gate=gate,
         )
 
 
 class WanTransformer(nn.Module):
     """Latents, timesteps and text to a flow prediction.
 
-    `attention`: 'sdpa' (PyTorch's fused kernel) or 'matmul' (written out; trains faster on a CPU).
+    `ops`: what it computes with, from `kernels.bind`; by default plain PyTorch, on any device.
     Compile it block by block: `for block in model.blocks: block.compile()`.
     """
 
-    def __init__(self, config: WanConfig, attention: str = "sdpa") -> None:
+    def __init__(self, config: WanConfig, ops: Operations | None = None) -> None:
         super().__init__()
-        if attention not in ATTENTION:
-            raise UsageError(f"attention={attention!r} is not known; known: {', '.join(ATTENTION)}")
-        self.config = config
+        self.config, self.ops = config, ops or kernels.bind("cpu")
         dim, patch = config.dim, prod(config.patch_size)
         self.patch_embedding = nn.Linear(config.in_channels * patch, dim)
         self.time_embedder = _two_layers(config.freq_dim, dim, nn.SiLU())
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = _two_layers(config.text_dim, dim, nn.GELU(approximate="tanh"))
-        self.blocks = nn.ModuleList(
-            WanBlock(config, ATTENTION[attention]) for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(WanBlock(config, self.ops) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, config.out_channels * patch)
 
@@ -291,11 +280,14 @@ class WanTransformer(nn.Module):
             raise UsageError(f"token grid {grid} exceeds {limit} positions along one axis")
         return grid
 
-    def rope(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Rotation tables of a token grid, fp32 (L, 1, 1, D) each."""
-        return rope_tables(
-            grid, self.config.attention_head_dim, device=self.patch_embedding.weight.device
-        )
+    def rope(self, grid: tuple[int, int, int]) -> Any:
+        """Rotation tables of a token grid, as the bound operations read them.
+
+        Axes share a head's channels: a third each for height and width, time takes the rest.
+        """
+        head_dim, device = self.config.attention_head_dim, self.patch_embedding.weight.device
+        pairs = (head_dim // 2 - 2 * (head_dim // 6), head_dim // 6, head_dim // 6)
+        return self.ops.rope(kernels.rope_tables(grid, pairs, device=device), head_dim)
 
     def modulation(self, timesteps: Tensor) -> Modulation:
         """Modulation vectors of timesteps of any shape (...,), in one product for all of them."""
@@ -331,7 +323,7 @@ class WanTransformer(nn.Module):
         latents: Tensor,
         modulation: Modulation,
         text: TextContext,
-        rope: tuple[Tensor, Tensor],
+        rope: Any,
     ) -> Tensor:
         """Prediction for latents (B, C, F, H, W), all of them for each B rows of text.
 
@@ -341,17 +333,26 @@ class WanTransformer(nn.Module):
         `modulation` is that of timesteps of shape (B,), or of any that broadcasts to the token grid
         (B, F, H, W): (B, F, 1, 1) is a timestep a frame, (B, 1, H, 1) one a row.
         """
-        f, h, w = self.grid(latents.shape)
+        self.grid(latents.shape)
         if modulation.head.dim() == 2:
             modulation = modulation[:, None, None, None]
-        x = self.patch_embedding(self._patchify(latents, (f, h, w)))
-        x = x.to(self.patch_embedding.weight.dtype)
+        patch, embed = self.config.patch_size, self.patch_embedding
+        x = self.ops.patchify(latents, patch, embed.weight, embed.bias)
+        x = x.to(embed.weight.dtype)  # autocast, when training, would leave it in bf16
         for block, key, value in zip(self.blocks, text.keys, text.values, strict=True):
             x = block(x, modulation.blocks, key, value, text.bias, rope)
         shift, scale = (self.scale_shift_table + modulation.head[..., None, :]).unbind(-2)
-        x = self.proj_out(modulated_norm(x, shift, scale, self.config.eps))
-        x = x.view(-1, f, h, w, *self.config.patch_size, self.config.out_channels)
-        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(x.shape[0], -1, *latents.shape[2:])
+        return self.ops.unpatchify(
+            x,
+            patch,
+            self.proj_out.weight,
+            self.proj_out.bias,
+            scale=scale,
+            shift=shift,
+            norm="layer",
+            eps=self.config.eps,
+            channels_first=False,
+        )
 
     @torch.no_grad()
     def bind(
@@ -373,7 +374,7 @@ class WanTransformer(nn.Module):
         rope = self.rope(grid)
 
         def predict(latents: Tensor, step: int) -> Tensor:
-            return self(latents.to(weight.dtype), modulation[step], text, rope).float()
+            return self(latents, modulation[step], text, rope).float()
 
         return predict
 
@@ -403,12 +404,6 @@ class WanTransformer(nn.Module):
                 if not torch.equal(of_patch, timesteps.unsqueeze(axis + 1).expand_as(of_patch)):
                     raise UsageError(f"timesteps differ within a patch of {self.config.patch_size}")
         return timesteps[:, None]
-
-    def _patchify(self, latents: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """(B, C, F*p, H*q, W*r) to (B, F, H, W, C*p*q*r), the row order of a convolution kernel."""
-        (f, h, w), (p, q, r) = grid, self.config.patch_size
-        x = latents.reshape(latents.shape[0], -1, f, p, h, q, w, r)
-        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
     # ---- weights ---------------------------------------------------------------------------------
 

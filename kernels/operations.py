@@ -1,0 +1,84 @@
+"""What a transformer computes between and in its matrix products, bound to backends once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .dispatch import Choice, choose
+from .reference import Rope
+
+# The operations a forward calls; `biased_attention` is attention with a bias of the keys.
+BOUND = (
+    "norm_modulate",
+    "qk_norm_rope",
+    "gate_residual",
+    "linear_gelu",
+    "attention",
+    "biased_attention",
+    "patchify",
+    "unpatchify",
+)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """One function for each operation, called as the function of the same name in `reference`.
+
+    `rope(tables, head_dim)` makes of compact tables what this `qk_norm_rope` reads fastest.
+    """
+
+    norm_modulate: Callable[..., Any]
+    qk_norm_rope: Callable[..., Any]
+    gate_residual: Callable[..., Any]
+    linear_gelu: Callable[..., Any]
+    attention: Callable[..., Any]
+    biased_attention: Callable[..., Any]
+    patchify: Callable[..., Any]
+    unpatchify: Callable[..., Any]
+    rope: Callable[[Rope, int], Any]
+    choices: tuple[Choice, ...]
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """The backend of each operation."""
+        return {choice.op: choice.backend for choice in self.choices}
+
+
+def bind(
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    head_dim: int = 128,
+    backends: Mapping[str, str] | None = None,
+) -> Operations:
+    """The operations for a device, dtype and head dim: those named in `backends`, else automatic.
+
+    Raises `ValueError` for an unknown operation or backend, `RuntimeError` for one that cannot run.
+    """
+    backends = backends or {}
+    if unknown := sorted(set(backends) - set(BOUND)):
+        raise ValueError(f"no operation {unknown[0]!r} to choose a backend for: {', '.join(BOUND)}")
+    choices = []
+    for name in BOUND:
+        needs = {"dtype": dtype}
+        if name.endswith("attention"):
+            needs.update(head_dim=head_dim, bias=name == "biased_attention")
+        op = name.removeprefix("biased_")
+        choice = choose(op, device, backends.get(name), **needs)
+        choices.append(Choice(name, choice.backend, choice.reason, choice.function))
+    functions = {choice.op: choice.function for choice in choices}
+    return Operations(**functions, rope=_rope(choices), choices=tuple(choices))
+
+
+def _rope(choices: list[Choice]) -> Callable[[Rope, int], Any]:
+    from .torch_backend import expand_rope
+
+    taken = {choice.op: choice.backend for choice in choices}
+    return expand_rope if taken["qk_norm_rope"] == "torch" else _compact
+
+
+def _compact(rope: Rope, head_dim: int) -> Rope:
+    return rope
