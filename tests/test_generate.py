@@ -46,6 +46,7 @@ def test_the_report_says_what_was_done(video):
     assert report["plan"]["num_frames"] == 33
     assert report["plan"]["dtype"] == "float32"
     assert report["executor"] in ("eager", "packed")
+    assert report["backends"]["attention"] == "torch"
     assert set(report["seconds"]) == {"load", "encode", "denoise", "decode"}
     assert report["model"]["name"] == "embedded" and len(report["model"]["weights"]) == 64
     json.dumps(report)
@@ -192,3 +193,13 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backend_is_chosen_or_refused():
+    engine = kinema.load(backends={"attention": "matmul"})
+    video = engine.generate("a red ball bounces", num_inference_steps=1, output="latents")
+    assert video.report["backends"]["attention"] == "matmul"
+    with pytest.raises(kinema.UsageError, match="attention cannot use triton: Triton kernels run"):
+        kinema.load(device="cpu", backends={"attention": "triton"}).generate("a red ball bounces")
+    with pytest.raises(kinema.UsageError, match="attention has no backend 'fast'; it has flash3"):
+        kinema.load(backends={"attention": "fast"}).generate("a red ball bounces")

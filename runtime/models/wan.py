@@ -142,9 +142,9 @@ class Modulation(NamedTuple):
     blocks: Tensor  # (..., 6, d)
     head: Tensor  # (..., d)
 
-    def __getitem__(self, index: Any) -> Modulation:
-        """Select along the timesteps' axes."""
-        return Modulation(self.blocks[index], self.head[index])
+    def at(self, step: int) -> Modulation:
+        """That of one step, where timesteps are (steps, ...)."""
+        return Modulation(self.blocks[step], self.head[step])
 
 
 class TextContext(NamedTuple):
@@ -335,7 +335,7 @@ class WanTransformer(nn.Module):
         """
         self.grid(latents.shape)
         if modulation.head.dim() == 2:
-            modulation = modulation[:, None, None, None]
+            modulation = Modulation(*(part[:, None, None, None] for part in modulation))
         patch, embed = self.config.patch_size, self.patch_embedding
         x = self.ops.patchify(latents, patch, embed.weight, embed.bias)
         x = x.to(embed.weight.dtype)  # autocast, when training, would leave it in bf16
@@ -374,7 +374,7 @@ class WanTransformer(nn.Module):
         rope = self.rope(grid)
 
         def predict(latents: Tensor, step: int) -> Tensor:
-            return self(latents, modulation[step], text, rope).float()
+            return self(latents, modulation.at(step), text, rope).float()
 
         return predict
 

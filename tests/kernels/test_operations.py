@@ -33,14 +33,20 @@ CONFIG = WanConfig(
 
 
 @pytest.fixture
-def interpreted(monkeypatch) -> kernels.Operations:
-    """What `bind` gives on a GPU with Triton alone; CPU tensors go to the kernels."""
-    for name, launch in LAUNCHES.items():
-        module = import_module(f"kinema.kernels.{name}")
-        monkeypatch.setattr(module, "_op", getattr(module, launch))
+def operators() -> kernels.Operations:
+    """What `bind` gives on a GPU with Triton alone: the public functions, PyTorch operators."""
     functions = {name: getattr(kernels, name) for name in LAUNCHES}
     functions["biased_attention"] = kernels.attention
     return kernels.Operations(**functions, rope=lambda rope, head_dim: rope, choices=())
+
+
+@pytest.fixture
+def interpreted(operators, monkeypatch) -> kernels.Operations:
+    """The same, with CPU tensors sent to the kernels."""
+    for name, launch in LAUNCHES.items():
+        module = import_module(f"kinema.kernels.{name}")
+        monkeypatch.setattr(module, "_op", getattr(module, launch))
+    return operators
 
 
 @torch.no_grad()
@@ -64,6 +70,27 @@ def test_a_transformer_runs_on_the_kernels(interpreted, norm2, dtype) -> None:
     # Roundings in two orders are draws of one size; fp32's own are some tens of a ten-millionth.
     limit = 2 * rms(from_plain - wanted) + 1e-5 * rms(wanted)
     assert rms(from_kernels - wanted) < limit
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_transformer_compiles_whole_and_exports(operators, plain) -> None:
+    """One graph, with the operations in it by name where they are operators."""
+    model = WanTransformer(CONFIG, kernels.bind("cpu") if plain else operators).eval()
+    latents, text, pads = torch.randn(1, 4, 3, 4, 6), torch.randn(2, 5, 8), torch.tensor([507, 509])
+    arguments = (
+        latents,
+        model.modulation(torch.tensor([900.0])),
+        model.text_context(text, pads),
+        model.rope(model.grid(latents.shape)),
+    )
+    wanted = model(*arguments)
+    compiled = torch.compile(model, fullgraph=True)
+    assert rms(compiled(*arguments) - wanted) < 1e-5 * rms(wanted)
+    exported = torch.export.export(model, arguments)
+    assert torch.equal(exported.module()(*arguments), wanted)
+    named = [node for node in exported.graph.nodes if "kinema" in str(node.target)]
+    assert len(named) == (0 if plain else 9 * CONFIG.num_layers + 2)
 
 
 def rms(x: torch.Tensor) -> float:
