@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import schedule, solvers
 from .errors import UsageError
-from .guidance import Denoiser
+from .guidance import Denoiser, Guidance, Scale
 from .schedule import Schedule
 from .solvers import History, Solver
 
@@ -24,50 +24,94 @@ class Track:
     """Latent rows that are denoised on a schedule of their own, in one forward with the others."""
 
     rows: slice
-    guidance_scale: float
+    guidance_scale: Scale
     schedule: Schedule
     solve: Solver
 
 
+class State(NamedTuple):
+    """A run between two steps: `index` steps are done; the next one needs this and nothing else."""
+
+    index: int
+    latents: Tensor
+    histories: tuple[History, ...]
+
+
 class Step(NamedTuple):
-    """Step `index` of `total` is done: `latents` (B, C, F, H, W), the first track's at `sigma`."""
+    """Step `index` of `total` is done: `latents` (B, C, F, H, W), the first track's at `sigma`.
+
+    It took `seconds`; those to come should take `seconds_left`, decoding apart.
+    """
 
     index: int
     total: int
     sigma: float
     latents: Tensor
+    seconds: float = 0.0
+    seconds_left: float = 0.0
+
+
+def begin(latents: Tensor, tracks: Sequence[Track]) -> State:
+    """Before the first step. `UsageError` where tracks do not cover the rows of latents in order.
+
+    Latents stay in the dtype they come in (fp32, as the reference).
+    """
+    check_tracks(tracks, latents.shape[-2])
+    return State(0, latents, ((),) * len(tracks))
 
 
 @torch.no_grad()
+def advance(predict: Denoiser, state: State, tracks: Sequence[Track]) -> State:
+    """The step: predict once, and let each track's solver move its own rows."""
+    prediction = predict(state.latents, state.index)
+    solved, histories = [], []
+    for track, history in zip(tracks, state.histories, strict=True):
+        before, flow = state.latents[..., track.rows, :], prediction[..., track.rows, :]
+        after, history = track.solve(before, flow, state.index, history)
+        solved.append(after)
+        histories.append(history)
+    return State(state.index + 1, torch.cat(solved, dim=-2), tuple(histories))
+
+
 def denoise(predict: Denoiser, latents: Tensor, tracks: Sequence[Track]) -> Iterator[Step]:
     """Take latents (B, C, F, H, W) from noise to clean; yield after each step.
 
-    Stop by closing the iterator. Latents stay in the dtype they come in (fp32, as the reference).
-    Raises `UsageError` where the tracks do not cover the rows of the latents in order.
+    Stop by closing the iterator. Raises as `begin` does.
     """
-    check_tracks(tracks, latents.shape[-2])
-    total, sigmas = len(tracks[0].schedule), tracks[0].schedule.sigmas.tolist()
-    histories: list[History] = [()] * len(tracks)
-    for index in range(total):
-        prediction = predict(latents, index)
-        solved = []
-        for i, track in enumerate(tracks):
-            before, flow = latents[..., track.rows, :], prediction[..., track.rows, :]
-            after, histories[i] = track.solve(before, flow, index, histories[i])
-            solved.append(after)
-        latents = torch.cat(solved, dim=-2)
-        yield Step(index, total, sigmas[index + 1], latents)
+    state, total = begin(latents, tracks), len(tracks[0].schedule)
+    sigmas = tracks[0].schedule.sigmas.tolist()
+    while state.index < total:
+        state = advance(predict, state, tracks)
+        yield Step(state.index - 1, total, sigmas[state.index], state.latents)
 
 
 def schedule_tracks(
-    tracks: Iterable[plan.Track], config: Mapping[str, Any], num_steps: int
+    tracks: Iterable[plan.Track],
+    config: Mapping[str, Any],
+    num_steps: int | None,
+    *,
+    solver: str | None = None,
+    guidance: Guidance | None = None,
+    generator: torch.Generator | None = None,
+    **steps: Any,
 ) -> tuple[Track, ...]:
-    """Give a plan's tracks their sigmas and solvers, from a scheduler config."""
-    table, build = schedule.from_config(config, num_steps), solvers.from_config(config)
-    shifted = [(track, table.shifted(track.shift)) for track in tracks]
-    return tuple(
-        Track(track.rows, track.guidance_scale, own, build(own.sigmas)) for track, own in shifted
-    )
+    """Give a plan's tracks their sigmas, guidance scales and solvers, from a scheduler config.
+
+    `solver`, and `steps` (sigmas, timesteps, sequence_length), are as of `schedule.from_config`;
+    solvers that add noise draw it from where `generator` stands.
+    """
+    tracks, guidance = tuple(tracks), guidance or Guidance()
+    table = schedule.from_config(config, num_steps, solver=solver, **steps)
+    build = solvers.from_config(config, solver)
+    generators = [None] * len(tracks)
+    if generator is not None:
+        generators = solvers.generators(generator, len(tracks))
+    scheduled = []
+    for track, own_generator in zip(tracks, generators, strict=True):
+        own = table.shifted(track.shift)
+        scales = guidance.scales(track.guidance_scale, own)
+        scheduled.append(Track(track.rows, scales, own, build(own, own_generator)))
+    return tuple(scheduled)
 
 
 def timesteps_of(tracks: Sequence[Track]) -> Tensor:

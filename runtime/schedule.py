@@ -5,175 +5,118 @@ Tables are those of the reference schedulers, bit by bit; a config is a schedule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from .errors import UsageError
+from .scheduler_configs import Format, read_config
+from .sigmas import Level, Schedule
+from .solver_names import LOOK_AHEAD, check
+from .tables import Wanted
+
+__all__ = ["Level", "Schedule", "from_config", "from_sigmas"]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """`sigmas` fp32 (num_steps + 1,), falling from about 1 to 0; `timesteps` (num_steps,): what the
-    model is told of them, in 0..num_train_timesteps."""
+def from_config(
+    config: Mapping[str, Any],
+    num_steps: int | None = None,
+    *,
+    solver: str | None = None,
+    sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[float] | None = None,
+    sequence_length: int | None = None,
+) -> Schedule:
+    """The table of a scheduler config for a number of steps, or for a list of values.
 
-    sigmas: Tensor
-    timesteps: Tensor
-    num_train_timesteps: int = 1000
-
-    def __post_init__(self) -> None:
-        if len(self.sigmas) != len(self.timesteps) + 1:
-            counts = f"{len(self.sigmas)} sigmas, {len(self.timesteps)} timesteps"
-            raise UsageError(f"a schedule needs one sigma more than timesteps; got {counts}")
-
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def shifted(self, shift: float) -> Schedule:
-        """The same steps at sigmas `shift * s / (1 + (shift - 1) * s)`: noisier for `shift` > 1."""
-        if shift == 1:
-            return self
-        sigmas = _shift(self.sigmas.double(), shift)
-        timesteps = (sigmas[:-1] * self.num_train_timesteps).to(self.timesteps.dtype)
-        return replace(self, sigmas=sigmas.float(), timesteps=timesteps)
-
-
-def from_config(config: Mapping[str, Any], num_steps: int) -> Schedule:
-    """The table of a scheduler config for a number of steps.
-
-    Raises `UsageError` for a class or an option that is not supported, naming what is.
+    Lists mean what the class's `set_timesteps` takes them for: sigmas are shifted as its own would
+    be (a final 0 may be left out), timesteps are told to the model as they stand. `from_sigmas`
+    takes sigmas as they stand. `solver` is a name of `solvers.NAMES` where the class's own is not
+    wanted; Heun's looks at most sigmas twice. `sequence_length`, the number of latent positions
+    (frames x rows x columns, of patches), is needed where the resolution moves the sigmas.
+    Raises `UsageError` for a class, an option or a list that is not supported, naming what is.
     """
-    if num_steps < 1:
-        raise UsageError(f"num_inference_steps={num_steps} must be at least 1")
     format_, options = read_config(config)
-    return format_.table(options, num_steps)
+    solver = format_.solver(options)[0] if solver is None else check(solver)
+    wanted = _wanted(num_steps, sigmas, timesteps, sequence_length)
+    _check_lists(config["_class_name"], format_, options, wanted)
+    table = format_.table(options, wanted)
+    return table.doubled() if solver in LOOK_AHEAD else table
 
 
-@dataclass(frozen=True)
-class Format:
-    """One scheduler class: its table, its options with their defaults, and the values that work.
+def from_sigmas(
+    sigmas: Sequence[float],
+    timesteps: Sequence[float] | None = None,
+    num_train_timesteps: int = 1000,
+) -> Schedule:
+    """Flow sigmas as they stand, as those of distilled models; a final 0 may be left out.
 
-    An option in `only` works with that value alone, and must be given if `required`, since the
-    reference's default is another; one in `unused` has no effect with those values.
+    The model is told `timesteps`, by default sigmas times `num_train_timesteps`.
     """
-
-    table: Callable[[dict[str, Any], int], Schedule]
-    options: Mapping[str, Any]
-    only: Mapping[str, Any]
-    unused: frozenset[str]
-    required: frozenset[str] = frozenset()
-
-
-def read_config(config: Mapping[str, Any]) -> tuple[Format, dict[str, Any]]:
-    """The format of a config's `_class_name` and its options, checked, defaults filled in."""
-    name = config.get("_class_name")
-    if name not in FORMATS:
-        raise UsageError(f"scheduler {name!r} is not known; known: {', '.join(FORMATS)}")
-    format_ = FORMATS[name]
-    given = {key: value for key, value in config.items() if not key.startswith("_")}
-    known = {*format_.options, *format_.only, *format_.unused}
-    if unknown := sorted(set(given) - known):
-        raise UsageError(
-            f"{name} has no option {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-        )
-    for option, value in format_.only.items():
-        found = given.get(option, None if option in format_.required else value)
-        if found != value:
-            raise UsageError(f"{name} with {option}={found!r} is not supported; {value!r} works")
-    return format_, {key: given.get(key, default) for key, default in format_.options.items()}
+    table = torch.tensor([*falling("sigmas", sigmas, 1.0), 0.0])
+    if timesteps is None:
+        return Schedule(table, table[:-1] * num_train_timesteps, num_train_timesteps)
+    told = torch.tensor(falling("timesteps", timesteps, num_train_timesteps))
+    return Schedule(table, told, num_train_timesteps)
 
 
-def _flow_match_euler(options: dict[str, Any], num_steps: int) -> Schedule:
-    """As `FlowMatchEulerDiscreteScheduler`, which shifts the already shifted range."""
-    shift, num_train = options["shift"], options["num_train_timesteps"]
-    ends = _shift(torch.tensor([num_train, 1], dtype=torch.float32) / num_train, shift)
-    first, last = (end * num_train for end in ends.tolist())
-    sigmas = _shift(np.linspace(first, last, num_steps) / num_train, shift)
-    sigmas = torch.from_numpy(sigmas).float()
-    return Schedule(torch.cat([sigmas, torch.zeros(1)]), sigmas * num_train, num_train)
+def falling(name: str, values: Sequence[float], most: float = math.inf) -> tuple[float, ...]:
+    """Checked values, each below the one before, from `most` down; sigmas without a final 0."""
+    numbers = tuple(float(value) for value in values)
+    if name == "sigmas" and numbers[-1:] == (0.0,):
+        numbers = numbers[:-1]
+    if not numbers:
+        raise UsageError(f"{name} is empty; give one value at least")
+    for number in numbers:
+        least = number > 0 or (name == "timesteps" and number == 0)
+        if not (least and number <= most and math.isfinite(number)):
+            raise UsageError(f"{name} has {number:g}; values must be above 0 and at most {most:g}")
+    for before, after in pairwise(numbers):
+        if after >= before:
+            raise UsageError(f"{name} must fall; after {before:g} comes {after:g}")
+    return numbers
 
 
-def _unipc(options: dict[str, Any], num_steps: int) -> Schedule:
-    """As `UniPCMultistepScheduler.set_timesteps` with flow sigmas; timesteps are whole numbers."""
+def _wanted(
+    num_steps: int | None,
+    sigmas: Sequence[float] | None,
+    timesteps: Sequence[float] | None,
+    sequence_length: int | None,
+) -> Wanted:
+    lists = {"sigmas": sigmas, "timesteps": timesteps}
+    given = {name: falling(name, values) for name, values in lists.items() if values is not None}
+    for name, values in given.items():
+        if num_steps is None:
+            num_steps = len(values)
+        if len(values) != num_steps:
+            raise UsageError(
+                f"{name} has {len(values)} values; {num_steps} steps need as many values as steps"
+            )
+    if num_steps is None or num_steps < 1:
+        raise UsageError(f"num_inference_steps={num_steps} must be at least 1")
+    return Wanted(num_steps, given.get("sigmas"), given.get("timesteps"), sequence_length)
+
+
+def _check_lists(name: str, format_: Format, options: Mapping[str, Any], wanted: Wanted) -> None:
+    """Refuse lists that the class does not take with these options, and values out of range."""
+    flow = "shift" in options or bool(options.get("use_flow_sigmas"))
+    works = set(format_.lists)
+    if "use_flow_sigmas" in options:
+        works &= {"sigmas"} if flow else {"timesteps"}
+    if options.get("use_karras_sigmas") or options.get("use_exponential_sigmas"):
+        works = set()
+    given = [kind for kind in ("sigmas", "timesteps") if getattr(wanted, kind) is not None]
+    if not works.issuperset(given):
+        shown = f"a list of {' or '.join(sorted(works))}" if works else "a number of steps"
+        raise UsageError(f"{name} takes no list of {given[-1]} with these options; {shown} works")
+    if len(given) == 2 and "shift" not in options:
+        raise UsageError(f"{name} takes a list of sigmas or one of timesteps, not both")
     num_train = options["num_train_timesteps"]
-    sigmas = _shift(np.linspace(1, 1 / num_train, num_steps + 1)[:-1], options["flow_shift"])
-    if abs(sigmas[0] - 1) < 1e-6:
-        sigmas[0] -= 1e-6  # the solver takes the logarithm of 1 - sigma
-    timesteps = torch.from_numpy(sigmas * num_train).to(torch.int64)
-    table = torch.from_numpy(np.append(sigmas, 0).astype(np.float32))
-    return Schedule(table, timesteps, num_train)
-
-
-def _shift(sigmas: Any, shift: float) -> Any:
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
-
-
-FORMATS = {
-    "FlowMatchEulerDiscreteScheduler": Format(
-        table=_flow_match_euler,
-        options={"num_train_timesteps": 1000, "shift": 1.0},
-        only={
-            "use_dynamic_shifting": False,
-            "invert_sigmas": False,
-            "shift_terminal": None,
-            "use_karras_sigmas": False,
-            "use_exponential_sigmas": False,
-            "use_beta_sigmas": False,
-            "stochastic_sampling": False,
-        },
-        unused=frozenset(
-            {
-                "base_shift",
-                "max_shift",
-                "base_image_seq_len",
-                "max_image_seq_len",
-                "time_shift_type",
-            }
-        ),
-    ),
-    "UniPCMultistepScheduler": Format(
-        table=_unipc,
-        options={
-            "num_train_timesteps": 1000,
-            "flow_shift": 1.0,
-            "solver_order": 2,
-            "solver_type": "bh2",
-            "disable_corrector": (),
-        },
-        only={
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": True,
-            "predict_x0": True,
-            "lower_order_final": True,
-            "final_sigmas_type": "zero",
-            "thresholding": False,
-            "solver_p": None,
-            "use_dynamic_shifting": False,
-            "shift_terminal": None,
-            "use_karras_sigmas": False,
-            "use_exponential_sigmas": False,
-            "use_beta_sigmas": False,
-        },
-        unused=frozenset(
-            {
-                "beta_start",
-                "beta_end",
-                "beta_schedule",
-                "trained_betas",
-                "rescale_betas_zero_snr",
-                "timestep_spacing",
-                "steps_offset",
-                "dynamic_thresholding_ratio",
-                "sample_max_value",
-                "time_shift_type",
-                "sigma_min",
-                "sigma_max",
-            }
-        ),
-        required=frozenset({"prediction_type", "use_flow_sigmas"}),
-    ),
-}
+    for kind in given:
+        last = num_train if flow else num_train - 1  # timesteps of betas are places in a table
+        falling(
+            kind, getattr(wanted, kind), last if kind == "timesteps" else 1 if flow else math.inf
+        )
