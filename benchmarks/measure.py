@@ -65,7 +65,9 @@ def write_rows(name: str, rows: dict[str, Any]) -> Path:
     """Write `results/NAME.json`; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(rows, indent=2) + "\n")
+    part.replace(path)
     return path
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .attention import attention
     from .block_sparse_attention import block_sparse_attention
     from .dispatch import Backend, Choice, choose, listing
+    from .formats import Quantized, quantize_tokens
     from .gate_residual import gate_residual
     from .guided_step import guided_step
     from .linear_gelu import linear_gelu
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .qk_norm_rope import qk_norm_rope
     from .quantized_attention import quantized_attention
     from .quantized_linear import quantized_linear
-    from .reference import Quantized, Rope, quantize_tokens, rope_tables
+    from .rope import Rope, rope_tables
     from .tiles import TileMask, best_tile, sliding_tiles, tile_mask, tile_rows
     from .unpatchify import unpatchify
 
@@ -34,8 +35,8 @@ _HOMES = {
     "Backend": "dispatch",
     "Choice": "dispatch",
     "Operations": "operations",
-    "Quantized": "reference",
-    "Rope": "reference",
+    "Quantized": "formats",
+    "Rope": "rope",
     "TileMask": "tiles",
     "attention": "attention",
     "best_tile": "tiles",
@@ -50,10 +51,10 @@ _HOMES = {
     "norm_silu": "norm_silu",
     "patchify": "patchify",
     "qk_norm_rope": "qk_norm_rope",
-    "quantize_tokens": "reference",
+    "quantize_tokens": "formats",
     "quantized_attention": "quantized_attention",
     "quantized_linear": "quantized_linear",
-    "rope_tables": "reference",
+    "rope_tables": "rope",
     "sliding_tiles": "tiles",
     "tile_mask": "tiles",
     "tile_rows": "tiles",

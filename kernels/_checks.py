@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._operator import DTYPES, check_shape, check_tensors
+from ._operator import DTYPES, check_shape, check_tensors, one_or
 from .tiles import TileMask
 
 
@@ -40,8 +40,8 @@ def check_bias(bias: Tensor, query: Tensor, key: Tensor) -> None:
     batch, heads, keys = query.shape[0], query.shape[1], key.shape[2]
     fits = (
         bias.dim() == 4
-        and bias.shape[0] in (1, batch)
-        and bias.shape[1] in (1, heads)
+        and one_or(bias.shape[0], batch)
+        and one_or(bias.shape[1], heads)
         and bias.shape[2] == 1
         and bias.shape[3] == keys
     )
@@ -89,8 +89,8 @@ def check_tiles(query: Tensor, key: Tensor, tiles: TileMask) -> None:
     shape, counted = tuple(tiles.keys.shape), tuple(tiles.counts.shape)
     if (
         counted != shape[:3]
-        or shape[0] not in (1, batch)
-        or shape[1] not in (1, heads)
+        or not one_or(shape[0], batch)
+        or not one_or(shape[1], heads)
         or shape[2] != count
     ):
         raise ValueError(
@@ -113,3 +113,15 @@ def check_contiguous_channels(**tensors: Tensor) -> None:
             raise ValueError(
                 f"{name} has channels {tensor.stride(-1)} elements apart; contiguous channels work"
             )
+
+
+def check_fp8(to: str | None, device: torch.device) -> None:
+    """`RuntimeError` where a GPU has no e4m3."""
+    if to != "fp8" or device.type != "cuda":
+        return
+    own = torch.cuda.get_device_capability(device)
+    if torch.version.hip is not None or own < (8, 9):
+        raise RuntimeError(
+            f"fp8 needs an NVIDIA GPU of compute capability 8.9, {device} is"
+            f" {torch.cuda.get_device_name(device)} with {own[0]}.{own[1]}; int8 works"
+        )

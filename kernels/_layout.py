@@ -56,6 +56,20 @@ def merge_axes(
     return [1] * missing + sizes, [[0] * missing + kept for kept in merged]
 
 
+def token_axes(
+    tensors: Sequence[Tensor | None], lead: Sequence[int], keep_first: bool = False
+) -> tuple[list[int], list[list[int]]]:
+    """As `merge_axes` of the leading axes of tensors (..., C); strides end with the channels'.
+
+    Axes that a tensor lacks, and all of an absent one, have stride 0.
+    """
+    sizes, strides = merge_axes(
+        lead, [leading_strides(tensor, lead) for tensor in tensors], keep_first
+    )
+    channels = [0 if tensor is None else tensor.stride(-1) for tensor in tensors]
+    return sizes, [[*own, channel] for own, channel in zip(strides, channels, strict=True)]
+
+
 def dense(*vectors: Tensor | None) -> list[Tensor | None]:
     """Optional vectors, each copied only if its elements are not neighbours."""
     return [None if vector is None else vector.contiguous() for vector in vectors]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+LEAST_EPS = 1e-30
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -29,6 +31,14 @@ def check_one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """`ValueError` unless `value` is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not known; {_listed(allowed)} work")
+
+
+def check_eps(eps: float) -> None:
+    """`ValueError` for an eps that fp32 does not tell from zero: a row of zeros would be NaN."""
+    if not LEAST_EPS <= eps < math.inf:
+        raise ValueError(
+            f"eps={eps} leaves a row of zeros without a norm; {LEAST_EPS} or more works"
+        )
 
 
 def check_tensors(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: Tensor | None) -> None:
@@ -58,11 +68,16 @@ def check_broadcast(name: str, tensor: Tensor | None, shape: Sequence[int]) -> N
     own = tuple(tensor.shape)
     fits = 0 < len(own) <= len(shape) and own[-1] == shape[-1]
     pairs = zip(reversed(own[:-1]), reversed(shape[:-1]), strict=False)
-    if not (fits and all(size in (1, whole) for size, whole in pairs)):
+    if not (fits and all(one_or(*pair) for pair in pairs)):
         raise ValueError(
             f"{name} has shape {own}, which does not broadcast to {tuple(shape)}: its last axis"
             f" must be {shape[-1]}, each other 1 or that of x"
         )
+
+
+def one_or(size: int, whole: int) -> bool:
+    """Whether an axis broadcasts. (`in (1, whole)` fails while torch.compile traces whole.)"""
+    return size == 1 or size == whole
 
 
 def _listed(values: Sequence[Any]) -> str:

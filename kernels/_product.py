@@ -35,20 +35,18 @@ class Config(NamedTuple):
         return f"{sizes}w{self.num_warps}s{self.num_stages}{extra}"
 
 
-def configs(major: int, itemsize: int) -> tuple[Config, ...]:
-    """Those worth trying on a chip of compute capability `major`, the default first."""
-    if itemsize == 4:
+def configs(major: int, dtype: torch.dtype) -> tuple[Config, ...]:
+    """Those worth trying for factors of `dtype` on a chip of compute capability `major`, the
+    default first."""
+    if dtype.itemsize == 4:
         return (Config(64, 64, 32, 4, 2),)
-    k = 128 // itemsize
-    if major == 10 and itemsize == 1:  # wider tiles spill in the epilogue
-        return (Config(128, 128, k, 8, 4, True), Config(128, 256, k, 8, 3, True))
-    if major in (9, 10):
-        return (
-            Config(128, 256, k, 8, 3, True),
-            Config(128, 128, k, 8, 4, True),
-            Config(256, 128, k, 8, 3, True),
-            Config(128, 128, k, 8, 3),
-        )
+    k = 128 // dtype.itemsize
+    wide, narrow = Config(128, 256, k, 8, 3, True), Config(128, 128, k, 8, 4, True)
+    if major == 10:  # wider tiles of 8 bits spill in the epilogue
+        return (narrow,) if dtype.itemsize == 1 else (wide, narrow)
+    if major == 9:
+        first = (narrow, wide) if dtype == torch.int8 else (wide, narrow)  # wide int8 spills a bit
+        return (*first, Config(256, 128, k, 8, 3, True), Config(128, 128, k, 8, 3))
     return (Config(128, 128, k // 2, 8, 3), Config(128, 64, k // 2, 4, 3))
 
 
@@ -90,7 +88,7 @@ def _product(
                     mask=(column[:, None] < columns) & (inner[None, :] < depth),
                     other=0.0,
                 )
-            acc = tl.dot(left, right.T, acc, input_precision=PRECISION)
+            acc = tl.dot(left, right.T, acc, input_precision=PRECISION, out_dtype=kind)
         result = acc.to(tl.float32)
         if x_scale is not None:
             result *= tl.load(x_scale + row, mask=row < rows, other=0.0)[:, None]

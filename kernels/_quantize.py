@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._triton import ceil_div, launch, power_of_2, tl, triton
 from .attention import gather
-from .reference import FORMATS, KEY_BLOCK, LEAST_PEAK, Quantized
+from .formats import FORMATS, KEY_BLOCK, LEAST_PEAK, Quantized
 
 
 @triton.jit
@@ -53,20 +53,10 @@ def quantize_heads(x: Tensor, mean: Tensor | None, to: str, shared: bool) -> tup
 
 
 def quantize_rows(x: Tensor, to: str) -> Quantized:
-    """`reference.quantize_tokens` of x (..., C), whose channels are contiguous."""
+    """`formats.quantize_tokens` of x (..., C), whose channels are contiguous."""
     flat = x.reshape(1, 1, -1, x.shape[-1])
     values, scales = _quantize(flat, None, to, False, max(1, 4096 // power_of_2(x.shape[-1])))
     return Quantized(values.view(x.shape), scales.view(*x.shape[:-1], 1))
-
-
-def check_fp8(to: str, device: torch.device) -> None:
-    """`RuntimeError` where a GPU has no e4m3."""
-    if to == "fp8" and device.type == "cuda":
-        own = torch.cuda.get_device_capability(device)
-        if own < (8, 9):
-            raise RuntimeError(
-                f"fp8 needs compute capability 8.9, {device} has {own[0]}.{own[1]}; int8 works"
-            )
 
 
 def _quantize(

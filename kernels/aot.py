@@ -1,7 +1,7 @@
 """Compiles kernels ahead of time, for chips that need not be present, and reads the machine code.
 
 Every operation's module has `compilations()`: what its launches ask of the compiler, recorded from
-launches on meta tensors. A few of them are default ones: those a CI run compiles.
+launches on meta tensors.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import dispatch
-from ._triton import recording, tl
+from ._triton import recording, tl, triton
 
 # Bytes of shared memory that one block may have.
 SHARED_LIMIT = {
@@ -39,6 +38,7 @@ SHARED_LIMIT = {
     "sm_120": 101376,
 }
 ARCHES = tuple(SHARED_LIMIT)
+AS_AMD = "sm_80"  # AMD's chips are given what this one is: pointers, no e4m3
 # Warpgroup matrix products of sm_90: of bf16 and fp16, of fp8, of int8.
 WGMMA = frozenset({"HGMMA", "QGMMA", "IGMMA"})
 # What is told of machine code: matrix products, bulk copies, and loads and stores of spills.
@@ -66,7 +66,8 @@ class Compilation:
     `signature` types the run-time arguments by name: "*bf16", "i32", "fp32",
     "tensordesc<bf16[64, 64]>"; every other is in `constexprs` (None for an absent pointer, 1 for a
     contiguous stride). `divisible` names multiples of 16: aligned pointers, integers.
-    `needs`: machine instructions of which sm_90 must use at least one. `arches`: where it exists.
+    `needs`: machine instructions of which sm_90 must use at least one. `arches`: where it exists;
+    `default`: those where it is what is launched unless told otherwise, which a CI run compiles.
     """
 
     op: str
@@ -76,9 +77,17 @@ class Compilation:
     constexprs: Mapping[str, Any] = field(default_factory=dict)
     divisible: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
-    default: bool = False
+    default: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset()
     arches: tuple[str, ...] = ARCHES
+
+
+def defaults(dtype: torch.dtype) -> tuple[str, ...]:
+    """Where CI compiles what a product or attention takes first: bf16, and fp16 for sm_90.
+
+    fp32 takes three TF32 products, and spills at large heads.
+    """
+    return {torch.bfloat16: ARCHES, torch.float16: ("sm_90",)}.get(dtype, ())
 
 
 def record(
@@ -86,7 +95,7 @@ def record(
     config: str,
     run: Callable[[], Any],
     *,
-    default: bool = False,
+    default: tuple[str, ...] = (),
     needs: frozenset[str] = frozenset(),
     arches: tuple[str, ...] = ARCHES,
 ) -> Iterator[Compilation]:
@@ -151,7 +160,8 @@ def compilations() -> Iterator[Compilation]:
 
 # ---- compiling -----------------------------------------------------------------------------------
 
-Row = dict[str, Any]  # op, config, default, arch, registers, spills, shared, instructions; or error
+Row = dict[str, Any]  # op, config, default, arch, and facts
+Facts = dict[str, Any]  # registers, spills, shared, instructions; or error as well
 
 
 def check(
@@ -173,23 +183,26 @@ def check(
         (index, arch)
         for index, compilation in enumerate(_all())
         for arch in arches
-        if (everything or compilation.default) and only in (None, compilation.op)
-        if arch in compilation.arches or arch not in ARCHES
+        if only in (None, compilation.op) and _like(arch) in compilation.arches
+        if everything or _like(arch) in compilation.default
     ]
-    rows: list[Row] = []
-    missing = [task for task in tasks if not _cache_file(*task).is_file()]
-    jobs = min(jobs or os.cpu_count() or 1, len(missing) // 4)
-    if jobs > 1:
-        context = multiprocessing.get_context("spawn")  # a fork of a threaded process may hang
-        with ProcessPoolExecutor(jobs, context) as pool:
-            for row in pool.map(_row, *zip(*tasks, strict=True)):
-                rows.append(row)
-                progress(len(rows), len(tasks))
-        return rows
-    for task in tasks:
-        rows.append(_row(*task))
-        progress(len(rows), len(tasks))
-    return rows
+    missing = {file: task for task in tasks if not (file := _cache_file(*task)).is_file()}
+    found: dict[Path, Facts] = {}
+    for file, facts in zip(missing, _facts_of_all(list(missing.values()), jobs), strict=True):
+        found[file] = facts
+        progress(len(found), len(missing))
+    return [_row(*task, found) for task in tasks]
+
+
+def _row(index: int, arch: str, found: Mapping[Path, Facts]) -> Row:
+    compilation, file = _all()[index], _cache_file(index, arch)
+    facts = found[file] if file in found else json.loads(file.read_text())
+    names = {"op": compilation.op, "config": compilation.config}
+    return {**names, "default": _like(arch) in compilation.default, "arch": arch, **facts}
+
+
+def _like(arch: str) -> str:
+    return arch if arch in ARCHES else AS_AMD
 
 
 def needs() -> dict[tuple[str, str], frozenset[str]]:
@@ -219,22 +232,26 @@ def failures(rows: Iterable[Row], needs: Mapping[tuple[str, str], frozenset[str]
     return found
 
 
-def compile_one(compilation: Compilation, arch: str) -> Row:
+def compile_one(compilation: Compilation, arch: str) -> Facts:
     """Compile for `arch`, such as "sm_90" or "gfx942", and read the result."""
-    row = {
-        "op": compilation.op,
-        "config": compilation.config,
-        "default": compilation.default,
-        "arch": arch,
-    }
     nothing = {"registers": None, "spills": None, "shared": None, "instructions": {}}
     try:
         compiled, log = _compile(compilation, arch)
         read = _read_nvidia if arch.startswith("sm_") else _read_amd
-        return {**row, "shared": compiled.metadata.shared, **read(compiled, log)}
+        return {"shared": compiled.metadata.shared, **read(compiled, log)}
     except Exception as error:  # a compiler may raise anything; the caller judges
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return {**row, **nothing, "error": lines[0]}
+        return {**nothing, "error": _why(error)}
+
+
+def _why(error: BaseException) -> str:
+    """The innermost cause on one line, and the line of source it is about."""
+    said = ""
+    while True:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+        said = lines[-1] if lines else said
+        if error.__cause__ is None:
+            return f"{type(error).__name__}: {said}"
+        error = error.__cause__
 
 
 def _compile(compilation: Compilation, arch: str) -> tuple[Any, str]:
@@ -298,29 +315,38 @@ def _all() -> tuple[Compilation, ...]:
     return tuple(compilations())
 
 
-def _row(index: int, arch: str) -> Row:
-    file = _cache_file(index, arch)
-    if file.is_file():
-        return json.loads(file.read_text())
-    row = compile_one(_all()[index], arch)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(row))
-    part.replace(file)
-    return row
+def _facts_of_all(tasks: Sequence[tuple[int, str]], jobs: int | None) -> Iterator[Facts]:
+    jobs = min(jobs or os.cpu_count() or 1, len(tasks) // 4)
+    if jobs < 2:
+        yield from (_facts(*task) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a threaded process may hang
+    with ProcessPoolExecutor(jobs, context) as pool:
+        yield from pool.map(_facts, *zip(*tasks, strict=True))
+
+
+def _facts(index: int, arch: str) -> Facts:
+    """Of one compilation, kept for the next time; errors, which may pass, are not."""
+    facts = compile_one(_all()[index], arch)
+    if "error" not in facts:
+        file = _cache_file(index, arch)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(facts))
+        part.replace(file)
+    return facts
 
 
 @cache
 def _cache_file(index: int, arch: str) -> Path:
-    """Where a row is kept: named by all that it depends on, the kernel's source above all."""
+    """Where facts are kept: named by all that they depend on, the kernel's source above all."""
     compilation = _all()[index]
     parts = [
         compilation.kernel.cache_key,
         *(sorted(part.items()) for part in (compilation.signature, compilation.options)),
         sorted((name, repr(value)) for name, value in compilation.constexprs.items()),
         sorted(compilation.divisible),
-        (compilation.op, compilation.config, compilation.default, arch),
-        (version("triton"), Path(__file__).read_text()),
+        (arch, triton.__version__, Path(__file__).read_text()),
     ]
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -20,12 +20,10 @@ from . import torch_backend
 from ._checks import added_to_scores, check_attention, check_contiguous_channels
 from ._operator import DTYPES, operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, WGMMA, Compilation, record
+from .aot import ARCHES, WGMMA, Compilation, defaults, record
 
 LOG2_E = 1.4426950408889634
 MAX_HEAD_DIM = 256
-# Dtypes whose first configuration is compiled in CI. fp32 takes three TF32 products and spills.
-DEFAULTS = dict.fromkeys(ARCHES, (torch.bfloat16,)) | {"sm_90": (torch.bfloat16, torch.float16)}
 
 
 class Config(NamedTuple):
@@ -46,7 +44,7 @@ class Config(NamedTuple):
 def configs(major: int, head_dim: int, dtype: torch.dtype) -> tuple[Config, ...]:
     """Those worth trying on a chip of compute capability `major`, the default first."""
     if dtype == torch.float32:
-        return (Config(32, 32, 4, 1),) if head_dim > 128 else (Config(64, 32, 8, 1),)
+        return (fp32_config(head_dim),)
     if head_dim > 128:
         return (Config(128, 64, 8, 2, True),) if major in (9, 10) else (Config(64, 32, 4, 2),)
     if major == 9:
@@ -60,12 +58,19 @@ def configs(major: int, head_dim: int, dtype: torch.dtype) -> tuple[Config, ...]
     if major == 10:
         return (
             Config(128, 128, 8, 2, True),
-            Config(128, 64, 4, 3, True),
+            Config(128, 64, 4 if head_dim <= 64 else 8, 3, True),
             Config(256, 64, 8, 3, True, True),
         )
     if head_dim > 64:
         return (Config(128, 32, 8, 3), Config(128, 64, 8, 2))
     return (Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(128, 32, 8, 3))
+
+
+def fp32_config(head_dim: int) -> Config:
+    """The tile of three TF32 products that spills least; none at head dims up to 64."""
+    if head_dim > 64:
+        return Config(16, 32, 4 if head_dim <= 128 else 8, 1)
+    return Config(64, 16, 8, 1)
 
 
 @triton.jit
@@ -128,7 +133,8 @@ def attend(
     if query.dtype == tl.int8:
         # 1.5 * 2**23 as bits: adding an integer of up to 22 bits to it is converting it to float.
         magic = tl.full([query.shape[0], key.shape[0]], 0x4B400000, tl.int32)
-        scores = tl.dot(query, key.T, magic).to(tl.float32, bitcast=True) - 12582912.0
+        scores = tl.dot(query, key.T, magic, out_dtype=tl.int32).to(tl.float32, bitcast=True)
+        scores -= 12582912.0
     else:
         scores = tl.dot(query, key.T, input_precision=PRECISION)
     if BIASED:
@@ -225,8 +231,9 @@ def describe(
 
 
 def capability(device: torch.device) -> int:
-    """Major compute capability; 8, the least, for the CPU tensors of Triton's interpreter."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 8
+    """Major compute capability; 8, the least, on AMD and for tensors of Triton's interpreter."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return torch.cuda.get_device_capability(device)[0] if nvidia else 8
 
 
 def empty_output(query: Tensor) -> Tensor:
@@ -336,7 +343,7 @@ def compilations() -> Iterator[Compilation]:
                 "attention",
                 f"{str(dtype)[6:]} head dim {head_dim}{' bias' * biased} {config}",
                 partial(run, query, key, value, bias, 0.1, config),
-                default=index == 0 and dtype in DEFAULTS[arch],
+                default=defaults(dtype) if index == 0 else (),
                 needs=frozenset() if dtype == torch.float32 else WGMMA,
                 arches=(arch,),
             )

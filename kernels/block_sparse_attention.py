@@ -19,15 +19,15 @@ from . import torch_backend
 from ._checks import check_attention, check_tiles
 from ._operator import operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, WGMMA, Compilation, record
+from .aot import ARCHES, WGMMA, Compilation, defaults, record
 from .attention import (
-    DEFAULTS,
     LOG2_E,
     Config,
     attend,
     capability,
     check_heads,
     empty_output,
+    fp32_config,
     gather,
     scatter,
 )
@@ -37,7 +37,7 @@ from .tiles import TileMask
 def configs(major: int, head_dim: int, dtype: torch.dtype) -> tuple[Config, ...]:
     """Those worth trying on a chip of compute capability `major`, the default first."""
     if dtype == torch.float32:
-        return (Config(32, 32, 4, 1),)
+        return (fp32_config(head_dim),)
     if head_dim > 128:
         return (Config(64, 32, 4, 2),)
     if major in (9, 10):
@@ -176,7 +176,7 @@ def compilations() -> Iterator[Compilation]:
                 "block_sparse_attention",
                 f"{str(dtype)[6:]} head dim {head_dim} places {places} {config}",
                 partial(run, query, key, value, tiles, 0.1, config),
-                default=index == 0 and dtype in DEFAULTS[arch],
+                default=defaults(dtype) if index == 0 else (),
                 needs=WGMMA,
                 arches=(arch,),
             )

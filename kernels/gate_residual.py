@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
-from ._layout import leading_strides, merge_axes, unravel
+from ._layout import token_axes, unravel
 from ._operator import DTYPES, check_broadcast, check_shape, check_tensors, operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import Compilation, record
+from .aot import ARCHES, Compilation, record
 
 
 class Tile(NamedTuple):
@@ -70,12 +70,7 @@ def run(x: Tensor, y: Tensor, gate: Tensor | None, tile: Tile | None = None) -> 
     out = x.new_empty(x.shape)
     if x.numel() == 0:
         return out
-    tensors, lead = (x, y, gate), x.shape[:-1]
-    sizes, strides = merge_axes(lead, [leading_strides(tensor, lead) for tensor in tensors])
-    strides = [
-        [*own, 0 if tensor is None else tensor.stride(-1)]
-        for own, tensor in zip(strides, tensors, strict=True)
-    ]
+    sizes, strides = token_axes((x, y, gate), x.shape[:-1])
     tile = tile or tiles(x.shape[-1])[0]
     parts = ceil_div(x.shape[-1], tile.channels)
     launch(
@@ -128,5 +123,5 @@ def compilations() -> Iterator[Compilation]:
                 "gate_residual",
                 f"{str(dtype)[6:]} C={channels} rows={tile.rows} warps={tile.warps}",
                 partial(run, x, x, gate, tile),
-                default=(channels, dtype, tile) == (1536, torch.bfloat16, tiles(1536)[0]),
+                default=ARCHES if (dtype, tile) == (torch.bfloat16, tiles(channels)[0]) else (),
             )

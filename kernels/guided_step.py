@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from ._layout import merge_axes, unravel
 from ._moments import MAX_SPLITS, empty_parts, merge_moments
 from ._operator import DTYPES, check_shape, check_tensors, operator
 from ._triton import ceil_div, launch, tl, triton
-from .aot import Compilation, record
+from .aot import ARCHES, Compilation, record
+from .reference import LEAST_DEVIATION
 
 MAX_HISTORY = 4
 MAX_OUTPUTS = 3
@@ -85,7 +86,7 @@ def _deviations(
 @triton.jit(do_not_specialize=["n1", "n2", "inner", "groups"])
 def _guided_step(
     latents, positive, negative, weights, moments, past0, past1, past2, past3, out0, out1, out2,
-    n1, n2, inner, groups, guidance_scale, rescale, l0, l1, l2, l3, p0, p1, p2, p3,
+    n1, n2, inner, groups, guidance_scale, rescale, least_deviation, l0, l1, l2, l3, p0, p1, p2, p3,
     HISTORY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(inner, BLOCK)
@@ -97,8 +98,11 @@ def _guided_step(
     _, guided = _guide(positive, negative, here, mask, guidance_scale)
     if moments is not None:
         of_sample = moments + group // groups * 4
-        ratio = tl.sqrt(tl.load(of_sample + 1) / tl.load(of_sample + 3))
-        guided *= rescale * ratio + (1 - rescale)
+        wanted, mean = tl.load(of_sample + 1), tl.load(of_sample + 2)
+        found, least = tl.load(of_sample + 3), least_deviation * mean
+        constant = found <= least * least
+        ratio = tl.sqrt(wanted / tl.where(constant, 1.0, found))
+        guided *= rescale * tl.where(constant, 1.0, ratio) + (1 - rescale)
     here = i0 * l0 + i1 * l1 + i2 * l2 + i3.to(tl.int64) * l3
     value = tl.load(latents + here, mask, 0.0)
     dense = group.to(tl.int64) * inner + i3
@@ -160,7 +164,8 @@ def run(
         *(latents, positive, negative, weights.contiguous(), moments),
         *(*past, *[None] * (MAX_HISTORY - len(past))),
         *(*outputs, *[None] * (MAX_OUTPUTS - len(outputs))),
-        *(*sizes[1:], prod(sizes[:3]) // latents.shape[0], float(guidance_scale), float(rescale)),
+        *(*sizes[1:], prod(sizes[:3]) // latents.shape[0]),
+        *(float(guidance_scale), float(rescale), LEAST_DEVIATION),
         *(*of_latents, *of_prediction),
         HISTORY=len(history),
         BLOCK=block,
@@ -252,6 +257,8 @@ def guided_step(
     if not 1 <= weights.shape[0] <= MAX_OUTPUTS if weights.dim() else True:
         raise ValueError(f"weights have shape {tuple(weights.shape)}; 1 to {MAX_OUTPUTS} rows work")
     check_shape("weights", weights, (weights.shape[0], 2 + len(past)))
+    if not -inf < guidance_scale < inf:
+        raise ValueError(f"guidance_scale={guidance_scale} is not finite")
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale={rescale} is not in 0..1")
     return _op(
@@ -273,5 +280,5 @@ def compilations() -> Iterator[Compilation]:
             partial(
                 run, latents, prediction, prediction, weights, [latents] * past, 5.0, rescale, block
             ),
-            default=(dtype, name, block) == (torch.bfloat16, "unipc", BLOCKS[0]),
+            default=ARCHES if (dtype, block) == (torch.bfloat16, BLOCKS[0]) else (),
         )

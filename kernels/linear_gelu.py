@@ -15,12 +15,12 @@ from . import torch_backend
 from ._checks import check_contiguous_channels, check_linear
 from ._operator import DTYPES, check_tensors, operator
 from ._product import configs, product
-from .aot import ARCHES, WGMMA, Compilation, record
-from .attention import DEFAULTS, capability
+from .aot import ARCHES, WGMMA, Compilation, defaults, record
+from .attention import capability
 
 
 def _launch(x, weight, bias):
-    config = configs(capability(x.device), x.itemsize)[0]
+    config = configs(capability(x.device), x.dtype)[0]
     return product(x, weight, bias, x.dtype, gelu=True, config=config)
 
 
@@ -78,12 +78,12 @@ def compilations() -> Iterator[Compilation]:
         for dtype in DTYPES:
             x = torch.empty(32760, 1536, dtype=dtype, device="meta")
             weight, bias = x.new_empty(8960, 1536), x.new_empty(8960)
-            for index, config in enumerate(configs(int(arch[3:]) // 10, dtype.itemsize)):
+            for index, config in enumerate(configs(int(arch[3:]) // 10, dtype)):
                 yield from record(
                     "linear_gelu",
                     f"{str(dtype)[6:]} {config}",
                     partial(product, x, weight, bias, dtype, gelu=True, config=config),
-                    default=index == 0 and dtype in DEFAULTS[arch],
+                    default=defaults(dtype) if index == 0 else (),
                     needs=frozenset() if dtype == torch.float32 else WGMMA,
                     arches=(arch,),
                 )

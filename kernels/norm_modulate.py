@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
-from ._layout import dense, leading_strides, merge_axes, unravel
+from ._checks import check_fp8
+from ._layout import dense, token_axes, unravel
 from ._operator import (
     DTYPES,
     check_broadcast,
+    check_eps,
     check_one_of,
     check_shape,
     check_tensors,
@@ -28,11 +30,10 @@ from ._operator import (
 )
 from ._triton import ceil_div, launch, power_of_2, tl, triton
 from .aot import ARCHES, Compilation, record
-from .reference import FORMATS, LEAST_PEAK, Quantized
+from .formats import FORMATS, LEAST_PEAK, Quantized
 
 NORMS = ("layer", "rms")
 MAX_CHANNELS = 16384
-DEFAULTS = ((1536, "layer+residual"), (1536, "layer+residual+fp8"), (5120, "layer"))
 
 
 class Tile(NamedTuple):
@@ -46,7 +47,7 @@ def tiles(block: int) -> tuple[Tile, ...]:
     """Those worth trying for `block` channels, the default first: 16 values a thread, or 32."""
     if block >= 2048:
         warps = min(block // 512, 8 if block < MAX_CHANNELS else 16)
-        return Tile(1, warps), Tile(1, min(2 * warps, 16)), Tile(2, warps), Tile(4, warps)
+        return Tile(1, warps), Tile(1, min(2 * warps, 16)), Tile(2, warps)
     rows = min(2048 // block, 16)
     warps = max(rows * block // 512, 1)
     return Tile(rows, warps), Tile(1, max(block // 512, 1)), Tile(rows, 2 * warps)
@@ -136,17 +137,10 @@ def run(
         outputs[-2] = outputs[-2].to(values_dtype)
     if x.numel() == 0:
         return outputs
-    if quantize == "fp8" and x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 9):
-        raise ValueError("quantize='fp8' needs a chip of sm_89 or newer; 'int8' works on this one")
+    check_fp8(quantize, x.device)
     new_x = outputs[0] if residual is not None else None
     out, out_scale = outputs[-2:] if quantize else (outputs[-1], None)
-    tensors = (x, residual, gate, scale, shift)
-    lead = x.shape[:-1]
-    sizes, strides = merge_axes(lead, [leading_strides(tensor, lead) for tensor in tensors])
-    strides = [
-        [*own, 0 if tensor is None else tensor.stride(-1)]
-        for own, tensor in zip(strides, tensors, strict=True)
-    ]
+    sizes, strides = token_axes((x, residual, gate, scale, shift), x.shape[:-1])
     block = power_of_2(x.shape[-1])
     tile = tile or tiles(block)[0]
     weight, bias = dense(weight, bias)
@@ -214,6 +208,7 @@ def norm_modulate(
     """
     check_one_of("norm", norm, NORMS)
     check_one_of("quantize", quantize, (None, *FORMATS))
+    check_eps(eps)
     check_tensors(
         x=x, scale=scale, shift=shift, weight=weight, bias=bias, residual=residual, gate=gate
     )
@@ -244,12 +239,11 @@ def compilations() -> Iterator[Compilation]:
             "layer+residual+int8": ("layer", None, None, 1e-6, x, mod, "int8"),
         }
         for (name, variant), tile in product(variants.items(), tiles(power_of_2(channels))):
+            first = tile == tiles(power_of_2(channels))[0]
             yield from record(
                 "norm_modulate",
                 f"{str(dtype)[6:]} {name} C={channels} rows={tile.rows} warps={tile.warps}",
                 partial(run, x, mod, mod, *variant, tile=tile),
-                default=dtype == torch.bfloat16
-                and (channels, name) in DEFAULTS
-                and tile == tiles(power_of_2(channels))[0],
+                default=ARCHES if first and dtype == torch.bfloat16 else (),
                 arches=ARCHES[1:] if name.endswith("fp8") else ARCHES,  # sm_80 has no fp8
             )

@@ -17,9 +17,9 @@ from torch import Tensor
 from . import torch_backend
 from ._layout import dense
 from ._moments import MAX_SPLITS, empty_parts, merge_moments
-from ._operator import DTYPES, check_one_of, check_shape, check_tensors, operator
+from ._operator import DTYPES, check_eps, check_one_of, check_shape, check_tensors, operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import Compilation, record
+from .aot import ARCHES, Compilation, record
 
 NORMS = ("rms", "group")
 MAX_CHANNELS = 4096
@@ -217,6 +217,7 @@ def norm_silu(
 ) -> Tensor:
     """As `reference.norm_silu`; raises `ValueError` naming what does not fit."""
     check_one_of("norm", norm, NORMS)
+    check_eps(eps)
     check_tensors(x=x, weight=weight, bias=bias, before=before)
     if x.dim() != 5 or not 1 <= x.shape[1] <= MAX_CHANNELS:
         raise ValueError(
@@ -252,5 +253,5 @@ def compilations() -> Iterator[Compilation]:
                 partial(
                     run, x, vector, vector, norm, 32, 1e-6, [2, 1, 1], before, norm == "group", tile
                 ),
-                default=index == 0 and dtype == torch.bfloat16 and channels in (384, 512),
+                default=ARCHES if index == 0 and dtype == torch.bfloat16 else (),
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .dispatch import Choice, choose
-from .reference import Rope
+from .rope import Rope
 
 # The operations a forward calls; `biased_attention` is attention with a bias of the keys.
 BOUND = (

@@ -15,7 +15,7 @@ from . import torch_backend
 from ._layout import dense
 from ._operator import DTYPES, check_shape, check_tensors, operator
 from ._triton import ceil_div, launch, tl, triton
-from .aot import WGMMA, Compilation, record
+from .aot import WGMMA, Compilation, defaults, record
 
 
 class Tile(NamedTuple):
@@ -27,8 +27,15 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}x{self.inner} warps={self.warps} stages={self.stages}"
 
-TILES = (Tile(64, 64, 64, 8, 1), Tile(64, 128, 64, 8, 1), Tile(128, 128, 64, 8, 1))
+
+def tiles(dtype: torch.dtype) -> tuple[Tile, ...]:
+    """Those worth trying for a product in `dtype`, the default first."""
+    if dtype == torch.float32:  # whose products take registers, not tensor cores
+        return Tile(64, 64, 32, 8, 1), Tile(32, 64, 32, 8, 1)
+    return Tile(64, 64, 64, 8, 1), Tile(64, 128, 64, 8, 1), Tile(128, 64, 64, 8, 1)
 
 
 @triton.jit
@@ -53,10 +60,12 @@ def _patchify(
     tokens = f * h * w
     parts, blocks = tl.cdiv(columns, N), tl.cdiv(tokens, M)
     n = tl.program_id(0) % parts * N + tl.arange(0, N)[None, :]
-    m = tl.program_id(0) // parts % blocks * M + tl.arange(0, M)[:, None]
+    within = tl.arange(0, M)[:, None]
+    top = tl.program_id(0) // parts % blocks * M
+    m = top + within
     sample = (tl.program_id(0) // parts // blocks).to(tl.int64)
     latents += sample * sb
-    out += sample * tokens * columns
+    out += (sample * tokens + top) * columns
     token = m // w // h * (P * sf) + m // w % h * (Q * sh) + m % w * (R * sw)
     mask = (m < tokens) & (n < columns)
     if weight is None:
@@ -74,7 +83,7 @@ def _patchify(
             result = tl.dot(patch.to(rows.dtype), rows, result, input_precision="ieee")
         if bias is not None:
             result += tl.load(bias + n, n < columns, 0.0).to(tl.float32)
-    tl.store(out + (m * columns + n), result.to(out.dtype.element_ty), mask)
+    tl.store(out + (within * columns + n), result.to(out.dtype.element_ty), mask)
 
 
 def run(
@@ -92,7 +101,7 @@ def run(
     p, q, r = patch_size
     batch, f, h, w, columns = out.shape
     channels = latents.shape[1]
-    tile = tile or TILES[0]
+    tile = tile or tiles(out.dtype)[0]
     (bias,) = dense(bias)
     launch(
         _patchify,
@@ -172,12 +181,13 @@ def check_patch(patch_size: Sequence[int]) -> list[int]:
 def compilations() -> Iterator[Compilation]:
     """Wan 1.3B and 14B at patches of (1, 2, 2); every dtype and tile."""
     latents = torch.empty(1, 16, 21, 60, 104, device="meta")
-    for width, dtype, tile in product((1536, 5120), DTYPES, TILES):
+    for width, dtype in product((1536, 5120), DTYPES):
         weight, bias = latents.new_empty(width, 64, dtype=dtype), latents.new_empty(width)
-        yield from record(
-            "patchify",
-            f"{str(dtype)[6:]} d={width} {tile.rows}x{tile.columns}x{tile.inner}",
-            partial(run, latents, [1, 2, 2], weight, bias, True, tile),
-            default=(width, dtype, tile) == (1536, torch.bfloat16, TILES[0]),
-            needs=frozenset() if dtype == torch.float32 else WGMMA,
-        )
+        for index, tile in enumerate(tiles(dtype)):
+            yield from record(
+                "patchify",
+                f"{str(dtype)[6:]} d={width} {tile}",
+                partial(run, latents, [1, 2, 2], weight, bias, True, tile),
+                default=defaults(dtype) if index == 0 else (),
+                needs=frozenset() if dtype == torch.float32 else WGMMA,
+            )

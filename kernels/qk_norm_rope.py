@@ -17,10 +17,10 @@ from torch import Tensor
 
 from . import torch_backend
 from ._layout import dense
-from ._operator import DTYPES, check_one_of, check_shape, check_tensors, operator
+from ._operator import DTYPES, check_eps, check_one_of, check_shape, check_tensors, operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import Compilation, record
-from .reference import Rope, rope_tables
+from .aot import ARCHES, Compilation, record
+from .rope import Rope, rope_tables
 
 NORMS = ("rms_across_heads", "rms_per_head", "layer_per_head")
 LAYOUTS = ("blnd", "bnld")
@@ -245,6 +245,7 @@ def qk_norm_rope(
     """As `reference.qk_norm_rope`; raises `ValueError` naming what does not fit."""
     check_one_of("norm", norm, NORMS)
     check_one_of("layout", layout, LAYOUTS)
+    check_eps(eps)
     check_tensors(q=q, k=k, q_weight=q_weight, k_weight=k_weight, q_bias=q_bias, k_bias=k_bias)
     if q.dim() != 4 or q.shape[3] % 2 or q.shape[3] == 0:
         raise ValueError(f"q has shape {tuple(q.shape)}; (B, L, N, D) with an even D works")
@@ -326,5 +327,5 @@ def compilations() -> Iterator[Compilation]:
                     "blnd",
                     tile,
                 ),
-                default=index == 0 and dtype == torch.bfloat16 and name != "hunyuan",
+                default=ARCHES if index == 0 and dtype == torch.bfloat16 else (),
             )

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import added_to_scores, check_attention
+from ._checks import added_to_scores, check_attention, check_fp8
 from ._operator import check_one_of, check_tensors, operator
-from ._quantize import check_fp8, quantize_heads
+from ._quantize import quantize_heads
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, WGMMA, Compilation, record
+from .aot import ARCHES, WGMMA, Compilation, defaults, record
 from .attention import (
-    DEFAULTS,
     LOG2_E,
     Config,
     attend,
@@ -37,7 +36,7 @@ from .attention import (
     load_rows,
     scatter,
 )
-from .reference import FORMATS, KEY_BLOCK, LEAST_PEAK
+from .formats import FORMATS, KEY_BLOCK, LEAST_PEAK
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -47,11 +46,9 @@ def configs(major: int, head_dim: int, to: str) -> tuple[Config, ...]:
     if head_dim > 128:
         return (Config(128, 64, 8, 2, major >= 9),)
     if major in (9, 10):
-        return (
-            Config(128, 128, 8, 2, True),
-            Config(128, 64, 8, 3, True),
-            Config(128, 128, 8, 3, True),
-        )
+        wide, narrow = Config(128, 128, 8, 2, True), Config(128, 64, 8, 3, True)
+        first = (narrow, wide) if major == 10 and to == "int8" else (wide, narrow)
+        return (*first, Config(128, 128, 8, 3, True))
     return (Config(128, 64, 8, 2), Config(64, 64, 4, 3))
 
 
@@ -305,7 +302,7 @@ def compilations() -> Iterator[Compilation]:
                 "quantized_attention",
                 f"{to} {str(dtype)[6:]} head dim {head_dim} {config}",
                 partial(run, query, key, value, None, 0.1, to, config),
-                default=index == 0 and dtype in DEFAULTS[arch],
+                default=defaults(dtype) if index == 0 else (),
                 arches=(arch,),
             )
             for compilation in found:

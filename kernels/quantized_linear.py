@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
-from ._checks import check_contiguous_channels
+from ._checks import check_contiguous_channels, check_fp8
 from ._operator import operator
 from ._product import configs, product
-from ._quantize import check_fp8, quantize_rows
+from ._quantize import quantize_rows
 from .aot import ARCHES, WGMMA, Compilation, record
 from .attention import capability
-from .reference import (
+from .formats import (
     FORMATS,
     Quantized,
     check_quantized_linear,
@@ -33,7 +33,7 @@ def _launch(x, x_scale, weight, weight_scale, bias, gelu, dtype):
     check_fp8(to, x.device)
     if x_scale is None:
         x, x_scale = quantize_rows(x, to)
-    config = configs(capability(x.device), 1)[0]
+    config = configs(capability(x.device), x.dtype)[0]
     scales = (x_scale, weight_scale)
     return product(x, weight, bias, dtype, gelu=gelu, config=config, scales=scales)
 
@@ -146,10 +146,10 @@ def compilations() -> Iterator[Compilation]:
             tokens = empty(32760, 5120, dtype=torch.bfloat16)
             run = partial(quantize_rows, tokens, to)
             name = f"{to} of tokens"
-            yield from record("quantized_linear", name, run, default=True, arches=(arch,))
+            yield from record("quantized_linear", name, run, default=(arch,), arches=(arch,))
         x, weight = empty(32760, 5120, dtype=kind), empty(13824, 5120, dtype=kind)
         scales, bias = (empty(32760, 1), empty(13824, 1)), empty(13824, dtype=torch.bfloat16)
-        for index, config in enumerate(configs(int(arch[3:]) // 10, 1)):
+        for index, config in enumerate(configs(int(arch[3:]) // 10, kind)):
             yield from record(
                 "quantized_linear",
                 f"{to}{' gelu' * gelu} {config}",
@@ -157,7 +157,7 @@ def compilations() -> Iterator[Compilation]:
                     product, x, weight, bias, torch.bfloat16,
                     gelu=gelu, config=config, scales=scales,
                 ),
-                default=index == 0,
+                default=(arch,) if index == 0 else (),
                 needs=WGMMA,
                 arches=(arch,),
             )  # fmt: skip

@@ -9,65 +9,24 @@ L tokens, N heads, D head size. Leading axes are all but the last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._checks import added_to_scores, check_attention, check_linear, check_tiles
-from ._operator import check_shape, check_tensors
+from .formats import (
+    KEY_BLOCK,
+    Quantized,
+    check_quantized_linear,
+    dequantize,
+    format_of,
+    fp32,
+    quantize_tokens,
+)
+from .rope import Rope, rope_of_tokens, rotate
 from .tiles import TileMask
 
-# 8-bit formats: torch's dtype and the largest value used.
-FORMATS = {"fp8": (torch.float8_e4m3fn, 448.0), "int8": (torch.int8, 127.0)}
-KEY_BLOCK = 128  # keys of 8-bit attention that share a scale
-LEAST_PEAK = 1e-12  # of a token's values, where a scale is made from them
-
-
-def fp32(x: Tensor) -> Tensor:
-    """x in fp32; but float64 stays, so that a test can ask a definition for the truth."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-class Quantized(NamedTuple):
-    """8-bit `values` (..., C) and the fp32 `scale` (..., 1) of each token, to be multiplied."""
-
-    values: Tensor
-    scale: Tensor
-
-
-class Rope(NamedTuple):
-    """Rotary angles of a token grid, compact: a table for each axis instead of one for each token.
-
-    `cos` and `sin` are fp32 and flat: the time axis' (f, pairs[0]), then (h, pairs[1]) and
-    (w, pairs[2]). A token at (i, j, k) rotates its channel pairs by its rows of the three, side by
-    side. sum(pairs) is D/2, or N*D/2 where heads rotate differently.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    grid: tuple[int, int, int]
-    pairs: tuple[int, int, int]
-
-
-def rope_tables(
-    grid: tuple[int, int, int],
-    pairs: tuple[int, int, int],
-    theta: float = 10000.0,
-    device: torch.device | str | None = None,
-) -> Rope:
-    """Tables of whole positions 0, 1, ... along each axis; angles in float64, kept in fp32.
-
-    Wan: pairs (D/2 - 2*(D//6), D//6, D//6). CogVideoX: (8, 12, 12). HunyuanVideo: (8, 28, 28) with
-    theta 256.
-    """
-    angles = []
-    for length, count in zip(grid, pairs, strict=True):
-        frequency = theta ** -(torch.arange(count, dtype=torch.float64, device=device) / count)
-        position = torch.arange(length, dtype=torch.float64, device=device)
-        angles.append(torch.outer(position, frequency).flatten())
-    angle = torch.cat(angles)
-    return Rope(angle.cos().float(), angle.sin().float(), tuple(grid), tuple(pairs))
+LEAST_DEVIATION = 2.0**-19  # of a prediction from its mean, over the mean; less may be rounding
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -100,10 +59,8 @@ def norm_modulate(
     pair (new x, result) is returned. With `quantize` "fp8" or "int8" the result is `Quantized`.
     """
     new_x = x if residual is None else gate_residual(x, residual, gate)
-    hidden = normalize(fp32(new_x), norm, eps)
-    hidden = affine(hidden, weight, bias)
-    hidden = hidden if scale is None else hidden * (1 + fp32(scale))
-    hidden = hidden if shift is None else hidden + fp32(shift)
+    hidden = affine(normalize(fp32(new_x), norm, eps), weight, bias)
+    hidden = modulate(hidden, scale, shift)
     result = hidden.to(x.dtype) if quantize is None else quantize_tokens(hidden, quantize)
     return result if residual is None else (new_x, result)
 
@@ -115,19 +72,16 @@ def normalize(x: Tensor, norm: str, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
+def modulate(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """`x * (1 + scale) + shift`, each where given, in fp32."""
+    x = x if scale is None else x * (1 + fp32(scale))
+    return x if shift is None else x + fp32(shift)
+
+
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """`x * weight + bias`, each where given, in fp32."""
     x = x if weight is None else x * fp32(weight)
     return x if bias is None else x + fp32(bias)
-
-
-def quantize_tokens(x: Tensor, to: str) -> Quantized:
-    """x (..., C) as "fp8" (e4m3) or "int8", each token scaled so that its peak is the largest."""
-    dtype, limit = FORMATS[to]
-    peak = fp32(x).abs().amax(dim=-1, keepdim=True).clamp(min=LEAST_PEAK)
-    values = (fp32(x) * (limit / peak)).clamp(-limit, limit)
-    values = values if dtype.is_floating_point else values.round()
-    return Quantized(values.to(dtype), peak / limit)
 
 
 def qk_norm_rope(
@@ -170,30 +124,6 @@ def qk_norm_rope(
         else:
             out.append(hidden.transpose(1, 2).contiguous())
     return out[0], out[1]
-
-
-def rope_of_tokens(rope: Rope, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (L, 1 or N, D/2) of every token of the grid."""
-    sizes = [length * count for length, count in zip(rope.grid, rope.pairs, strict=True)]
-    expanded = []
-    for table in (rope.cos, rope.sin):
-        axes = []
-        for axis, part in enumerate(table.split(sizes)):
-            shape = [1, 1, 1, rope.pairs[axis]]
-            shape[axis] = rope.grid[axis]
-            axes.append(part.view(shape).expand(*rope.grid, -1))
-        expanded.append(torch.cat(axes, dim=-1).flatten(0, 2).unflatten(-1, (-1, head_dim // 2)))
-    return expanded[0], expanded[1]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the channel pairs of x (B, L, N, D) by angles (L, 1 or N, D/2)."""
-    if interleaved:
-        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    else:
-        first, second = x.unflatten(-1, (2, -1)).unbind(-2)
-    pairs = (first * cos - second * sin, first * sin + second * cos)
-    return torch.stack(pairs, dim=-1 if interleaved else -2).flatten(-2)
 
 
 def patchify(
@@ -242,9 +172,7 @@ def unpatchify(
     """
     if weight is not None:
         hidden = fp32(tokens) if norm is None else normalize(fp32(tokens), norm, eps)
-        hidden = affine(hidden, norm_weight, norm_bias)
-        hidden = hidden if scale is None else hidden * (1 + fp32(scale))
-        hidden = hidden if shift is None else hidden + fp32(shift)
+        hidden = modulate(affine(hidden, norm_weight, norm_bias), scale, shift)
         tokens = affine(hidden @ fp32(weight).T, None, bias).to(tokens.dtype)
     batch, f, h, w, _ = tokens.shape
     p, q, r = patch_size
@@ -272,14 +200,18 @@ def guided_step(
     (outputs, 2 + len(history)): what latents, the guided prediction and the history count in each
     of up to 3 outputs. Euler is [[1, delta]]; a step of UniPC gives the new latents, the corrected
     ones and the clean prediction. `rescale` in 0..1 pulls the guided prediction's deviation in each
-    sample towards the positive one's (Lin et al., https://arxiv.org/abs/2305.08891).
+    sample towards the positive one's (Lin et al., https://arxiv.org/abs/2305.08891). A guided
+    prediction that is constant but for rounding has no deviation to pull, and stays as it is.
     """
     guided = fp32(positive)
     if negative is not None:
         guided = fp32(negative) + guidance_scale * (fp32(positive) - fp32(negative))
     if rescale:
         axes = tuple(range(1, guided.dim()))
-        ratio = fp32(positive).std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+        wanted = fp32(positive).var(axes, correction=0, keepdim=True)
+        found, mean = torch.var_mean(guided, axes, correction=0, keepdim=True)
+        constant = found <= (LEAST_DEVIATION * mean).square()
+        ratio = torch.where(constant, 1.0, (wanted / found).sqrt())
         guided = guided * (rescale * ratio + (1 - rescale))
     terms = torch.stack([latents, guided, *history])
     return list(torch.tensordot(weights, terms, dims=1).unbind())
@@ -300,10 +232,10 @@ def norm_silu(
     """`silu(norm(x))` padded for a causal 3D convolution, channels-last, in the dtype of `x`.
 
     x (B, C, F, H, W); weight, bias (C,). norm "rms" over the channels of each pixel (Wan's, whose
-    eps is 0 but for zero pixels), or "group" over the pixels and channels of each of `groups`
-    groups. padding (t, h, w): t frames before the first, h rows and w columns on either side, zeros
-    but for the frames before, which are `before` (B, C, t, H, W), finished features of the last
-    call, or the first frame again where `repeat_first`. Returns (B, C, t+F, H+2h, W+2w).
+    eps of 1e-24 keeps zero pixels zero), or "group" over the pixels and channels of each of
+    `groups` groups. padding (t, h, w): t frames before the first, h rows and w columns on either
+    side, zeros but for the frames before, which are `before` (B, C, t, H, W), finished features of
+    the last call, or the first frame again where `repeat_first`. Returns (B, C, t+F, H+2h, W+2w).
     """
     time, rows, columns = padding
     if norm == "rms":
@@ -423,35 +355,3 @@ def quantized_linear(
     hidden = hidden if bias is None else hidden + fp32(bias)
     hidden = torch.nn.functional.gelu(hidden, approximate="tanh") if gelu else hidden
     return hidden.to(dtype)
-
-
-def dequantize(x: Quantized) -> Tensor:
-    """The tensor that 8-bit values and their scales stand for, fp32."""
-    return x.values.float() * x.scale
-
-
-def format_of(x: Quantized) -> str:
-    """ "fp8" or "int8"; raises `ValueError` for other values."""
-    for name, (dtype, _) in FORMATS.items():
-        if x.values.dtype == dtype:
-            return name
-    raise ValueError(f"quantized values are {x.values.dtype}; {', '.join(FORMATS)} work")
-
-
-def check_quantized_linear(
-    x: Tensor | Quantized, weight: Quantized, bias: Tensor | None, dtype: torch.dtype | None
-) -> torch.dtype:
-    """The dtype of the product; raises `ValueError` where an argument does not fit."""
-    if not isinstance(weight, Quantized):
-        raise ValueError(f"weight is a {type(weight).__name__}; quantize_tokens(weight, to) works")
-    format_of(weight)
-    values = x.values if isinstance(x, Quantized) else x
-    check_linear(values, weight.values, bias)
-    check_shape("weight.scale", weight.scale, (weight.values.shape[0], 1))
-    if isinstance(x, Quantized):
-        check_shape("x.scale", x.scale, (*values.shape[:-1], 1))
-        if values.dtype != weight.values.dtype:
-            raise ValueError(f"x is {values.dtype}, but weight {weight.values.dtype}")
-        return torch.bfloat16 if dtype is None else dtype
-    check_tensors(x=x)
-    return x.dtype if dtype is None else dtype

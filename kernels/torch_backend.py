@@ -14,16 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import added_to_scores
-from .reference import (
-    Quantized,
-    Rope,
-    check_quantized_linear,
-    format_of,
-    quantize_tokens,
-    rope_of_tokens,
-)
+from .formats import Quantized, check_quantized_linear, format_of, quantize_tokens
 from .reference import guided_step as guided_step
 from .reference import norm_silu as norm_silu
+from .reference import softmax_or_zero
+from .rope import Rope, rope_of_tokens
 from .tiles import TileMask
 
 
@@ -217,14 +212,17 @@ def matmul_attention(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """As `reference.attention`, two products around a softmax in fp32; each query needs a key.
+    """As `reference.attention`, two products around a softmax in fp32.
 
     Faster to train on a CPU at a hundred tokens, where the fused kernel's backward is slow.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.matmul(query * scale, key.mT).float()
-    scores = scores if bias is None else scores + added_to_scores(bias)
-    return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)
+    if bias is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        weights = softmax_or_zero(scores + added_to_scores(bias))
+    return torch.matmul(weights.to(value.dtype), value)
 
 
 def block_sparse_attention(

@@ -13,21 +13,28 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
-from ._layout import dense, leading_strides, merge_axes, unravel
+from ._layout import dense, token_axes, unravel
 from ._operator import (
     DTYPES,
     check_broadcast,
+    check_eps,
     check_one_of,
     check_shape,
     check_tensors,
     operator,
 )
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import WGMMA, Compilation, record
+from .aot import WGMMA, Compilation, defaults, record
 from .patchify import Tile, check_patch, patch_offset
 
 NORMS = (None, "layer", "rms")
-TILES = (Tile(64, 64, 64, 8, 1), Tile(64, 64, 64, 4, 2), Tile(128, 64, 64, 8, 1))
+
+
+def tiles(dtype: torch.dtype) -> tuple[Tile, ...]:
+    """Those worth trying for a product in `dtype`, the default first."""
+    if dtype == torch.float32:  # whose products take registers, not tensor cores
+        return Tile(64, 64, 32, 8, 1), Tile(32, 64, 32, 8, 1)
+    return Tile(64, 64, 64, 8, 1), Tile(64, 64, 64, 4, 2), Tile(128, 64, 64, 8, 1)
 
 
 @triton.jit(do_not_specialize=["n1", "n2", "inner", "groups", "f", "h", "w", "columns"])
@@ -138,15 +145,10 @@ def run(
         return out
     batch, f, h, w, width = tokens.shape
     columns = width if weight is None else weight.shape[0]
-    tile = tile or TILES[0]
+    tile = tile or tiles(tokens.dtype)[0]
     tile = tile._replace(columns=max(16, min(power_of_2(columns), tile.columns)))
     bias, norm_weight, norm_bias = dense(bias, norm_weight, norm_bias)
-    tensors, lead = (tokens, scale, shift), tokens.shape[:-1]
-    sizes, strides = merge_axes(lead, [leading_strides(tensor, lead) for tensor in tensors], True)
-    strides = [
-        [*own, 0 if tensor is None else tensor.stride(-1)]
-        for own, tensor in zip(strides, tensors, strict=True)
-    ]
+    sizes, strides = token_axes((tokens, scale, shift), tokens.shape[:-1], keep_first=True)
     blocks = prod(sizes[:3]) * ceil_div(sizes[3], tile.rows)
     launch(
         _unpatchify,
@@ -210,6 +212,7 @@ def unpatchify(
 ) -> Tensor:
     """As `reference.unpatchify`; raises `ValueError` naming what does not fit."""
     check_one_of("norm", norm, NORMS)
+    check_eps(eps)
     check_tensors(
         tokens=tokens, weight=weight, bias=bias, scale=scale, shift=shift, norm_weight=norm_weight,
         norm_bias=norm_bias,
@@ -241,15 +244,16 @@ def unpatchify(
 
 def compilations() -> Iterator[Compilation]:
     """Heads of Wan 1.3B and 14B at patches of (1, 2, 2); every dtype and tile."""
-    for width, dtype, tile in product((1536, 5120), DTYPES, TILES):
+    for width, dtype in product((1536, 5120), DTYPES):
         mod = torch.empty(1, 1, 1, 1, width, device="meta")
         tokens = mod.new_empty(1, 21, 30, 52, width, dtype=dtype)
         weight, bias = tokens.new_empty(64, width), mod.new_empty(64)
         norm = (mod, mod, "layer", None, None, 1e-6)
-        yield from record(
-            "unpatchify",
-            f"{str(dtype)[6:]} d={width} {tile.rows}x{tile.columns}x{tile.inner}",
-            partial(run, tokens, [1, 2, 2], weight, bias, *norm, False, tile),
-            default=(width, dtype, tile) == (1536, torch.bfloat16, TILES[0]),
-            needs=frozenset() if dtype == torch.float32 else WGMMA,
-        )
+        for index, tile in enumerate(tiles(dtype)):
+            yield from record(
+                "unpatchify",
+                f"{str(dtype)[6:]} d={width} {tile}",
+                partial(run, tokens, [1, 2, 2], weight, bias, *norm, False, tile),
+                default=defaults(dtype) if index == 0 else (),
+                needs=frozenset() if dtype == torch.float32 else WGMMA,
+            )

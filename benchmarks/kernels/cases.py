@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ...kernels import dispatch, reference
-from ...kernels.reference import Quantized, quantize_tokens, rope_tables
+from ...kernels.formats import Quantized, dequantize, quantize_tokens
+from ...kernels.rope import rope_tables
 from ...kernels.tiles import best_tile, sliding_tiles
 from .models import Model
 
 QUERIES, HEADS = 256, 2  # of attention that are compared with the definition
+ROWS = 4096  # of a product, spread over all
 Call = Callable[..., Any]
 
 
@@ -88,18 +90,19 @@ class Case:
         """Largest error of an output, what is allowed, and whether it and its RMS are within.
 
         Allowed is twice the error of plain PyTorch in the same dtype and half a unit in the last
-        place of the largest value, both against the definition in fp32.
+        place of the largest value, both against the definition in fp32, or in fp64 for fp32.
         """
         args = self.part_of_args(self.args)
         actual = _leaves(self.part_of_output(output))
         plain = _leaves(self.eager()(*args, **self.options))
         definition = getattr(reference, self.definition or self.op)
         options = dict(self.exact) if self.definition else {**self.options, **self.exact}
-        truth = _leaves(definition(*tree_map(_fp32, args), **tree_map(_fp32, options)))
+        precise = _double if self.needs.get("dtype") == torch.float32 else _fp32
+        truth = _leaves(definition(*tree_map(precise, args), **tree_map(precise, options)))
         worst = (0.0, 0.0, True)
         for own, other, true in zip(actual, plain, truth, strict=True):
             unit = torch.finfo(own.dtype).eps / 2 * true.abs().max().item()
-            error, usual = (own.float() - true).abs(), (other.float() - true).abs()
+            error, usual = ((x.to(true.dtype) - true).abs() for x in (own, other))
             allowed = 2 * usual.max().item() + unit
             fits = bool(error.isfinite().all()) and error.max().item() <= allowed
             fits &= _rms(error) <= 2 * _rms(usual) + unit
@@ -111,7 +114,7 @@ class Case:
 def _leaves(value: Any) -> list[Tensor]:
     """Tensors of an output; 8-bit ones as the numbers they stand for."""
     if isinstance(value, Quantized):
-        return [reference.dequantize(value)]
+        return [dequantize(value)]
     if isinstance(value, Tensor):
         return [value]
     return [leaf for item in value for leaf in _leaves(item)]
@@ -120,6 +123,10 @@ def _leaves(value: Any) -> list[Tensor]:
 def _fp32(leaf: Any) -> Any:
     halves = (torch.bfloat16, torch.float16)
     return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in halves else leaf
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype == torch.float32 else leaf
 
 
 def _rms(x: Tensor) -> float:
@@ -204,8 +211,8 @@ def quantized_linear(make: Make) -> Iterator[Case]:
     weight, bias = make(model.ffn, model.dim) * model.dim**-0.5, make(model.ffn)
     for to in ("fp8", "int8"):
         factors = (quantize_tokens(x, to), quantize_tokens(weight, to))
-        flops = _of_product(x, weight)["flops"]
         read = sum(factor.values.nbytes + factor.scale.nbytes for factor in factors)
+        written = x.numel() // model.dim * model.ffn * x.itemsize
         yield make.case(
             "quantized_linear",
             to,
@@ -213,17 +220,26 @@ def quantized_linear(make: Make) -> Iterator[Case]:
             options={"dtype": make.dtype},
             exact={"dtype": torch.float32},
             needs={"to": to},
-            flops=flops,
-            bytes=read + x.numel() // model.dim * model.ffn * x.itemsize,
             lossy=True,
             peers={"bf16": partial(torch.nn.functional.linear, x, weight, bias)},
+            **{**_of_product(x, weight), "bytes": read + written},
         )
 
 
 def _of_product(x: Tensor, weight: Tensor) -> dict[str, float]:
     rows, (outputs, inputs) = x.numel() // x.shape[-1], weight.shape
     written = rows * outputs * x.itemsize
-    return {"flops": 2 * rows * outputs * inputs, "bytes": x.nbytes + weight.nbytes + written}
+    spread = _spread(max(rows // ROWS, 1))
+    return {
+        "flops": 2 * rows * outputs * inputs,
+        "bytes": x.nbytes + weight.nbytes + written,
+        "part_of_args": lambda args: (tree_map(spread, args[0]), *args[1:]),
+        "part_of_output": spread,
+    }
+
+
+def _spread(step: int) -> Callable[[Tensor], Tensor]:
+    return lambda tokens: tokens[:, ::step]
 
 
 def attention(make: Make) -> Iterator[Case]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 COLD = 256 * 2**20  # bytes written between calls: several times any L2 so far
+AHEAD = 40_000_000  # cycles, some 20 ms, that the device waits while the host prepares launches
 # Measured once on an NVIDIA H200 (dense bf16 product of 8192; copy, bytes read plus written): what
 # predictions are made from. Each run measures its own as well.
 PREDICTED_TFLOPS, PREDICTED_GBPS = 790.0, 4300.0
@@ -28,8 +29,7 @@ class Time(NamedTuple):
 def measure(call: Callable[[], Any], budget_s: float = 0.25, most: int = 50) -> Time:
     """Time calls for about `budget_s`, at least three, each after the L2 cache was overwritten.
 
-    The write also keeps the device busy while the host prepares the launch, so that what is timed
-    is the device's work.
+    The host runs ahead of the device, so that what is timed is the device's work, not launches.
     """
     started = time.perf_counter()
     call()
@@ -48,6 +48,7 @@ def measure(call: Callable[[], Any], budget_s: float = 0.25, most: int = 50) -> 
 def _timed(call: Callable[[], Any], flush: torch.Tensor, count: int) -> list[float]:
     """Milliseconds of each of `count` calls."""
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    torch.cuda._sleep(AHEAD)
     for start, end in pairs:
         flush.zero_()
         start.record()

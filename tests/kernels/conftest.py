@@ -60,6 +60,11 @@ if HAS_TRITON:
     mend_interpreter()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The interpreter's sigmoid of a large negative number is 1 / (1 + inf), which is right."""
+    config.addinivalue_line("filterwarnings", "ignore:overflow encountered in exp:RuntimeWarning")
+
+
 @pytest.fixture
 def truth() -> Callable[..., Any]:
     """`truth(definition, ...)`: a function of `reference`, with all tensors in float64."""

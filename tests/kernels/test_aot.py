@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,40 @@ def test_what_does_not_fail() -> None:
     spilling = {**GOOD, "default": False, "spills": 84}
     foreign = {**GOOD, "arch": "gfx942", "spills": 84, "error": "no fp8"}
     assert aot.failures([spilling, foreign], {}) == []
+
+
+def test_an_error_is_told_with_its_innermost_cause() -> None:
+    cause = ValueError("shapes (16, 8) and (16, 8) do not fit")
+    middle = RuntimeError("at 38:18:\n    acc = tl.dot(left, right)\n          ^")
+    middle.__cause__ = cause
+    assert aot._why(middle) == "ValueError: shapes (16, 8) and (16, 8) do not fit"
+    middle.__cause__ = AssertionError()
+    assert aot._why(middle) == "AssertionError: acc = tl.dot(left, right)"
+
+
+def test_compiles_once_what_is_the_same_and_keeps_no_errors(monkeypatch, tmp_path) -> None:
+    good, bad = (SimpleNamespace(cache_key=key) for key in ("good", "bad"))
+    found = tuple(
+        aot.Compilation("attention", config, kernel, {}, default=("sm_90",))
+        for config, kernel in (("one", good), ("other", good), ("broken", bad))
+    )
+    compiled = []
+
+    def compile_one(compilation, arch):
+        compiled.append(compilation.kernel.cache_key)
+        return {"error": "why"} if compilation.kernel is bad else {"registers": 7}
+
+    monkeypatch.setattr(aot, "_all", lambda: found)
+    monkeypatch.setattr(aot, "compile_one", compile_one)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET")
+    for expected in (["good", "bad"], ["good", "bad", "bad"]):
+        aot._cache_file.cache_clear()
+        rows = aot.check(["sm_90"], jobs=1)
+        assert compiled == expected
+        assert [row["config"] for row in rows] == ["one", "other", "broken"]
+        assert [row.get("registers") for row in rows] == [7, 7, None]
+    aot._cache_file.cache_clear()
 
 
 def test_refuses_while_interpreting() -> None:

@@ -125,24 +125,6 @@ def test_every_chip_has_configurations() -> None:
                 assert len(set(found)) == len(found)
 
 
-def test_compiles_and_exports() -> None:
-    query, key, value = heads(1, 2, 20, 16)
-    compiled = torch.compile(kernels.attention, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(query, key, value), kernels.attention(query, key, value))
-
-    class Module(torch.nn.Module):
-        def forward(self, query, key, value, bias):
-            return kernels.attention(query, key, value, bias)
-
-    bias = torch.zeros(1, 1, 1, 20)
-    tokens = torch.export.Dim("tokens", min=2)
-    shapes = [{2: tokens}] * 3 + [{3: tokens}]
-    program = torch.export.export(Module(), (query, key, value, bias), dynamic_shapes=shapes)
-    assert "kinema.attention" in str(program.graph)
-    longer = (*heads(1, 2, 31, 16), torch.zeros(1, 1, 1, 31))
-    torch.testing.assert_close(program.module()(*longer), kernels.attention(*longer))
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -184,8 +166,10 @@ def test_explicit_choice_raises_with_the_reason(name) -> None:
 
 
 def test_8_bits_are_never_automatic() -> None:
-    lossy = [entry for entry in dispatch.backends("attention") if not entry.automatic]
-    assert [entry.name for entry in lossy] == ["triton-int8", "triton-fp8"]
+    automatic = {entry.name: entry.automatic for entry in dispatch.backends("attention")}
+    assert not automatic["triton-int8"]
+    assert not automatic["triton-fp8"]
+    assert automatic["triton"]
 
 
 @pytest.mark.parametrize(

@@ -134,21 +134,6 @@ def test_every_chip_has_configurations() -> None:
     )
 
 
-def test_compiles_and_exports() -> None:
-    tiles = sliding_tiles((2, 4, 4), (2, 2, 2), (1, 1, 1))
-    query, key, value = heads(1, 2, 32)
-    expected = kernels.block_sparse_attention(query, key, value, tiles)
-    compiled = torch.compile(kernels.block_sparse_attention, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(query, key, value, tiles), expected)
-
-    class Module(torch.nn.Module):
-        def forward(self, query, key, value, tiles):
-            return kernels.block_sparse_attention(query, key, value, tiles)
-
-    program = torch.export.export(Module(), (query, key, value, tiles))
-    assert "kinema.block_sparse_attention" in str(program.graph)
-
-
 def test_refuses() -> None:
     tiles = sliding_tiles((2, 4, 4), (2, 2, 2), (1, 1, 1))
     query, key, value = heads(1, 2, 33)

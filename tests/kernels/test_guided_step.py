@@ -38,10 +38,9 @@ def test_any_size(size) -> None:
     latents, positive, negative = torch.randn(3, 2, size)
     weights = torch.tensor([[1.0, -0.1]])
     arguments = (latents, positive, negative, weights)
-    rescale = 0.5 if size > 1 else 0.0  # one value has no deviation
     torch.testing.assert_close(
-        launch(*arguments, guidance_scale=3.0, rescale=rescale)[0],
-        reference.guided_step(*arguments, guidance_scale=3.0, rescale=rescale)[0],
+        launch(*arguments, guidance_scale=3.0, rescale=0.5)[0],
+        reference.guided_step(*arguments, guidance_scale=3.0, rescale=0.5)[0],
     )
 
 
@@ -62,13 +61,13 @@ def test_rows_of_a_track() -> None:
 def test_takes_the_solvers_steps() -> None:
     latents, positive, negative = torch.randn(3, *SHAPE)
     guided = negative + 3 * (positive - negative)
-    sigmas = torch.tensor([1.0, 0.6, 0.25, 0.0])
-    euler = solvers.euler(sigmas)(latents, guided, 1, ())[0]
+    sigmas = torch.tensor([0.9, 0.6, 0.25, 0.0])
+    euler = solvers.named("euler")(sigmas)(latents, guided, 1, ())[0]
     weights = torch.tensor([[1.0, (sigmas[2] - sigmas[1]).item()]])
     (ours,) = launch(latents, positive, negative, weights, guidance_scale=3.0)
     torch.testing.assert_close(ours, euler)
 
-    solve = solvers.unipc(sigmas)
+    solve = solvers.named("unipc")(sigmas)
     # A solver is linear, so it tells its weights when given unit vectors for tensors.
     unit_latents, unit_guided, *unit_past = torch.eye(4)
     taken, remembered = solve(unit_latents, unit_guided, 1, tuple(unit_past))
@@ -98,6 +97,21 @@ def test_full_rescale_keeps_the_deviation() -> None:
     torch.testing.assert_close(guided.flatten(1).std(1), positive.flatten(1).std(1))
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, -37.3])
+@pytest.mark.parametrize("step", [launch, reference.guided_step])
+def test_a_constant_prediction_is_not_rescaled(value, step) -> None:
+    """Also one that only guidance makes constant; its neighbour in the batch is rescaled."""
+    latents, positive = torch.randn(2, 2, 3, 700)
+    negative = torch.full_like(positive, value)
+    negative[1] = positive[1] + 1
+    weights = torch.tensor([[0.0, 1.0]])
+    (guided,) = step(latents, positive, negative, weights, [], guidance_scale=0.0, rescale=1.0)
+    assert torch.equal(guided[0], negative[0])
+    torch.testing.assert_close(guided[1].std(), positive[1].std())
+    (alone,) = step(latents, negative, negative, weights, [], guidance_scale=4.0, rescale=0.5)
+    torch.testing.assert_close(alone[0], negative[0])
+
+
 def test_no_latents() -> None:
     empty = torch.empty(0, 3, 4)
     assert launch(empty, empty, empty, torch.ones(1, 2))[0].shape == empty.shape
@@ -114,6 +128,11 @@ Z = torch.zeros(2, 3, 4)
         ((Z, Z, Z, torch.ones(1, 3)), {}, r"weights has shape \(1, 3\); \(1, 2\) works"),
         ((Z, Z, Z, torch.ones(4, 2)), {}, r"weights have shape \(4, 2\); 1 to 3 rows work"),
         ((Z, Z, Z, torch.ones(1, 7), [Z] * 5), {}, "history has 5 tensors; up to 4 work"),
+        (
+            (Z, Z, Z, torch.ones(1, 2)),
+            {"guidance_scale": float("nan")},
+            "guidance_scale=nan is not",
+        ),
         ((Z, Z, Z, torch.ones(1, 2)), {"rescale": 2.0}, r"rescale=2.0 is not in 0\.\.1"),
     ],
 )

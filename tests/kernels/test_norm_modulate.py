@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinema import kernels
-from kinema.kernels import reference
+from kinema.kernels import formats, reference
 from kinema.kernels.norm_modulate import run, tiles
 
 MODULATIONS = {"sample": (2, 1, 1, 40), "frame": (2, 3, 1, 40), "token": (2, 3, 7, 40)}
@@ -95,7 +95,7 @@ def test_quantized(dtype, to) -> None:
     x, scale = torch.randn(2, 31, 40).mul(30).to(dtype), torch.randn(2, 1, 40)
     values, peaks = launch(x, scale, scale, quantize=to)
     exact = reference.norm_modulate(x.float(), scale, scale)
-    limit = reference.FORMATS[to][1]
+    limit = formats.FORMATS[to][1]
     torch.testing.assert_close(peaks, exact.abs().amax(-1, keepdim=True) / limit)
     assert (values.float().abs().amax(-1) == limit).all()
     # Half a step: of 1 for int8; for e4m3 of 2^-3 of the value, or of the least step, 2^-9. fp32

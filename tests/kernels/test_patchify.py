@@ -7,7 +7,7 @@ import torch
 
 from kinema import kernels
 from kinema.kernels import reference
-from kinema.kernels.patchify import TILES, Tile, run
+from kinema.kernels.patchify import Tile, run, tiles
 
 SMALL = Tile(16, 16, 16, 4, 1)
 
@@ -34,7 +34,7 @@ def test_parity(dtype, latents_dtype, channels_first, truth, assert_as_accurate)
     assert_as_accurate(tokens, plain, exact)
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", [*tiles(torch.bfloat16), *tiles(torch.float32)], ids=str)
 def test_is_a_convolution(tile) -> None:
     latents, kernel = torch.randn(2, 3, 2, 4, 6), torch.randn(40, 3, 1, 2, 2)
     tokens = run(latents, [1, 2, 2], kernel.flatten(1), None, True, tile)

@@ -8,7 +8,7 @@ import torch
 from kinema import kernels
 from kinema.kernels import reference
 from kinema.kernels.qk_norm_rope import run, tiles
-from kinema.kernels.reference import Rope, rope_tables
+from kinema.kernels.rope import Rope, rope_of_tokens, rope_tables
 
 GRID, PAIRS = (2, 3, 2), (4, 2, 2)  # 12 tokens, head dim 16
 
@@ -116,7 +116,7 @@ def test_as_diffusers_rotates() -> None:
     apply_rotary_emb = pytest.importorskip("diffusers.models.embeddings").apply_rotary_emb
     q, k = packed()
     rope = rope_tables(GRID, PAIRS)
-    cos, sin = (table[:, 0] for table in reference.rope_of_tokens(rope, 16))
+    cos, sin = (table[:, 0] for table in rope_of_tokens(rope, 16))
     query, _ = launch(q, k, rope, interleaved=True)
     unrotated, _ = launch(q, k)
     tables = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)

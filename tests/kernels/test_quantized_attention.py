@@ -9,8 +9,8 @@ from kinema import kernels
 from kinema.kernels import reference
 from kinema.kernels._quantize import quantize_heads, quantize_rows
 from kinema.kernels.attention import Config
+from kinema.kernels.formats import FORMATS, KEY_BLOCK, Quantized, dequantize, quantize_tokens
 from kinema.kernels.quantized_attention import configs, run, transpose_heads
-from kinema.kernels.reference import FORMATS, KEY_BLOCK, Quantized, dequantize, quantize_tokens
 
 CONFIG = Config(32, 16, 4, 1)
 # What rounding the softmax's weights adds, relative to each: half a unit in the last place.
@@ -135,20 +135,6 @@ def test_every_chip_has_configurations() -> None:
     assert all(
         configs(major, dim, to) for major in (8, 9, 10, 12) for dim in (64, 256) for to in FORMATS
     )
-
-
-def test_compiles_and_exports() -> None:
-    query, key, value = heads(1, 2, 20)
-    expected = kernels.quantized_attention(query, key, value, to="fp8")
-    compiled = torch.compile(kernels.quantized_attention, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(query, key, value, to="fp8"), expected)
-
-    class Module(torch.nn.Module):
-        def forward(self, query, key, value):
-            return kernels.quantized_attention(query, key, value)
-
-    program = torch.export.export(Module(), (query, key, value))
-    assert "kinema.quantized_attention" in str(program.graph)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from kinema import kernels
 from kinema.kernels import dispatch, reference
 from kinema.kernels._product import Config, product
-from kinema.kernels.reference import FORMATS, Quantized, quantize_tokens
+from kinema.kernels.formats import FORMATS, Quantized, quantize_tokens
 
 POINTERS = Config(16, 16, 32, 4, 1)
 CONFIGS = {"pointers": POINTERS, "descriptors": POINTERS._replace(descriptors=True)}
@@ -78,20 +78,6 @@ def test_takes_what_norm_modulate_gives(to) -> None:
     # The second is quantized after one more rounding to bf16.
     error = (out - expected).float().square().mean().sqrt()
     assert error <= 2.0**-4 * expected.float().square().mean().sqrt()
-
-
-def test_compiles_and_exports() -> None:
-    x, weight = torch.randn(2, 5, 32), quantize_tokens(torch.randn(16, 32), "int8")
-    expected = kernels.quantized_linear(x, weight)
-    compiled = torch.compile(kernels.quantized_linear, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, weight), expected)
-
-    class Module(torch.nn.Module):
-        def forward(self, x, values, scale):
-            return kernels.quantized_linear(x, Quantized(values, scale), gelu=True)
-
-    program = torch.export.export(Module(), (x, *weight))
-    assert "kinema.quantized_linear" in str(program.graph)
 
 
 def test_refuses() -> None:
