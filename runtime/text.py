@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from . import foreign
 from .checkpoint import Component
-from .errors import KinemaError
+from .offload import Offload, Placed
+from .text_cache import EmbeddingCache
 
 MAX_TOKENS = 512  # what the reference pads and cuts prompts to
+ENCODERS = ("UMT5EncoderModel",)
+BLOCKS = ("encoder.block",)
+SHOWN = 60  # characters of what is cut that a warning quotes
 
 
 class PromptEmbeds(NamedTuple):
@@ -23,28 +31,57 @@ class PromptEmbeds(NamedTuple):
 
 
 class TextEncoder:
-    """A tokenizer and an encoder, both opened through transformers from local files only."""
+    """A tokenizer and an encoder, opened through transformers from local files only.
+
+    The encoder is read when the first prompt that is not in the cache needs it, and `release` drops
+    it. `offload`: where its weights are while it does not work; by default on the device.
+    """
 
     def __init__(
-        self, tokenizer: Component, encoder: Component, device: torch.device, dtype: torch.dtype
+        self,
+        tokenizer: Component,
+        encoder: Component,
+        device: torch.device,
+        dtype: torch.dtype,
+        offload: Offload | None = None,
+        cache: EmbeddingCache | None = None,
     ) -> None:
-        self.tokenizer = _open_tokenizer(tokenizer)
-        self.model = _open_encoder(encoder, dtype).to(device)
-        self.device = device
+        foreign.check_class(encoder, ENCODERS)
+        self.tokenizer = foreign.open_helper(tokenizer, "AutoTokenizer", trust_remote_code=False)
+        self.component, self.device, self.dtype = encoder, device, dtype
+        self.offload = offload or Offload(device)
+        self.cache = EmbeddingCache() if cache is None else cache
+        self.identity = f"{foreign.fingerprint(encoder)} {dtype} {device.type}"
+        self._placed: Placed | None = None
 
     @torch.inference_mode()
-    def encode(self, prompts: list[str]) -> PromptEmbeds:
-        """Embeddings of several prompts, as long as the longest of them."""
-        batch = self.tokenizer(
-            [clean(prompt) for prompt in prompts],
-            padding=True,
-            truncation=True,
-            max_length=MAX_TOKENS,
-            return_tensors="pt",
-        ).to(self.device)
-        mask = batch.attention_mask
-        hidden = self.model(input_ids=batch.input_ids, attention_mask=mask).last_hidden_state
-        return PromptEmbeds(hidden * mask[..., None].to(hidden.dtype), MAX_TOKENS - mask.sum(1))
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeds:
+        """Embeddings of several prompts, as long as the longest of them.
+
+        Each is encoded alone, so that it does not depend on its neighbours or on the cache.
+        """
+        rows = [self._tokens(prompt) for prompt in prompts]
+        found = {row: self.cache.get(self._key(row)) for row in rows}
+        if absent := [row for row, embeds in found.items() if embeds is None]:
+            for row, embeds in zip(absent, self._run(absent), strict=True):
+                self.cache.put(self._key(row), embeds)
+                found[row] = embeds
+        embeds = [found[row].to(self.device) for row in rows]
+        pad_count = torch.tensor([MAX_TOKENS - len(row) for row in rows], device=self.device)
+        return PromptEmbeds(pad_sequence(embeds, batch_first=True), pad_count)
+
+    def open(self) -> Placed:
+        """The encoder, read now if it is not open."""
+        if self._placed is None:
+            model = foreign.open_model(self.component, ENCODERS, self.dtype)
+            self._placed = self.offload.place(model, BLOCKS)
+        return self._placed
+
+    def release(self) -> None:
+        """Drop the encoder from memory; it is read again when it is needed."""
+        if self._placed is not None:
+            self._placed.leave()
+            self._placed = None
 
     def warnings(self, prompt: str) -> list[str]:
         """What of the prompt the model cannot take in: unknown words, and what is cut off."""
@@ -53,11 +90,40 @@ class TextEncoder:
         notes = []
         if self.tokenizer.is_fast and (unknown := _unknown_words(self.tokenizer, tokens, text)):
             notes.append(f"the model has never seen: {', '.join(unknown)}")
-        if len(tokens.input_ids) > MAX_TOKENS:
+        if (count := len(tokens.input_ids)) > MAX_TOKENS:
+            cut = self._cut(text)
             notes.append(
-                f"the prompt has {len(tokens.input_ids)} tokens; those after {MAX_TOKENS} are cut"
+                f"the prompt has {count} tokens; those after {MAX_TOKENS} are cut"
+                + (f": {cut!r}" if cut else "")
             )
         return notes
+
+    def _cut(self, text: str) -> str:
+        """What of a text is beyond the limit, shortened."""
+        if not self.tokenizer.is_fast:
+            return ""
+        kept = self.tokenizer(
+            text, truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True
+        )
+        rest = text[max(stop for _, stop in kept.offset_mapping) :].strip()
+        return rest if len(rest) <= SHOWN else f"{rest[:SHOWN].rstrip()}..."
+
+    def _tokens(self, prompt: str) -> tuple[int, ...]:
+        tokens = self.tokenizer(clean(prompt), truncation=True, max_length=MAX_TOKENS)
+        return tuple(tokens.input_ids)
+
+    def _key(self, tokens: tuple[int, ...]) -> str:
+        return hashlib.sha256(f"{self.identity} {tokens}".encode()).hexdigest()
+
+    def _run(self, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Embeddings (length, text_dim) of rows of tokens, on the CPU."""
+        model = self.open().use()
+        return [
+            model(input_ids=torch.tensor([row], device=self.device))
+            .last_hidden_state[0]
+            .to("cpu", self.dtype)
+            for row in rows
+        ]
 
 
 def clean(prompt: str) -> str:
@@ -76,48 +142,3 @@ def _unknown_words(tokenizer: Any, tokens: Any, text: str) -> list[str]:
     spans = zip(tokens.input_ids, tokens.offset_mapping, strict=True)
     found = [text[a:b] for token, (a, b) in spans if token == tokenizer.unk_token_id and b > a]
     return list(dict.fromkeys(found))
-
-
-def _open_tokenizer(component: Component) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            component.folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise KinemaError(f"cannot open {_where(component)}: {_first_line(error)}") from error
-
-
-def _open_encoder(component: Component, dtype: torch.dtype) -> Any:
-    from transformers import UMT5EncoderModel
-    from transformers.utils import logging
-
-    known = {"UMT5EncoderModel": UMT5EncoderModel}
-    if component.class_name not in known:
-        raise KinemaError(
-            f"text encoder {component.class_name} is not known; known: {', '.join(known)}"
-        )
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = known[component.class_name].from_pretrained(
-            component.folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-        )
-    except Exception as error:
-        raise KinemaError(f"cannot open {_where(component)}: {_first_line(error)}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    return model.eval()
-
-
-def _where(component: Component) -> str:
-    return "/".join(component.folder.parts[-2:])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
