@@ -7,8 +7,12 @@ from torch import Tensor
 
 
 def initial_noise(latent_shape: tuple[int, int, int, int], seed: int) -> Tensor:
-    """Noise (1, C, F, H, W) in fp32 from a CPU generator, as the reference pipeline draws it."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    """The noise of a seed, (1, C, F, H, W) in fp32, as the reference pipeline draws it."""
+    return draw_noise(latent_shape, torch.Generator("cpu").manual_seed(seed))
+
+
+def draw_noise(latent_shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
+    """Noise (1, C, F, H, W) in fp32 from where a CPU generator stands."""
     return torch.randn((1, *latent_shape), generator=generator, dtype=torch.float32)
 
 

@@ -1,67 +1,84 @@
-"""One request from text to frames and sound. Each line is one call; see docs/structure.md."""
+"""One request from text to frames and sound. Each line is one call; see docs/structure.md.
+
+What happens between the steps is `session.py`'s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import schedule
 from .decode import decode_frames, decode_sound
-from .denoise import Track, denoise, schedule_tracks, timesteps_of
+from .denoise import Track, schedule_tracks, timesteps_of
+from .experts import Expert, experts_of, in_turn, with_scales
+from .given import Given, given_of
 from .guidance import Denoiser, guide, is_guided
-from .latents import as_batch, initial_noise
+from .latents import as_batch, draw_noise
+from .schedule import Schedule
+from .solver_names import LOOK_AHEAD
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .given import Given
     from .plan import Plan
     from .request import Request
 
-Show = Callable[[str, int, int], None]
-Stage = Callable[[str], AbstractContextManager[None]]
+
+class Prepared(NamedTuple):
+    """What the steps of a request share, and the latents (1, C, F, H, W) in fp32 to start from.
+
+    `finish` is for the latents of the last step.
+    """
+
+    tracks: Sequence[Track]
+    predict: Denoiser
+    latents: Tensor
+    finish: Callable[[Tensor], Tensor]
 
 
 @torch.inference_mode()
-def generate(
-    engine: Engine, request: Request, plan: Plan, show: Show, stage: Stage
-) -> tuple[np.ndarray | None, np.ndarray | None, Tensor]:
-    """Frames uint8 (num_frames, height, width, 3), samples float32 (num_samples, channels) and
-    latents fp32.
-
-    `show(stage, index, total)` is told of progress; `stage(name)` is entered around each stage, so
-    that it can be timed. Frames and samples are None where the request stops at latents, samples
-    for a silent model too.
-    """
-    with stage("load"):
-        engine.open_components()
-    with stage("encode"):
-        tracks = schedule_tracks(plan.tracks, engine.scheduler_config, plan.num_inference_steps)
-        latents = start(request, plan).to(engine.device)
-        given = engine.given(plan)
-        prompts = [request.prompt], [request.negative_prompt]
-        predict = bind(engine, *prompts, tracks, latents.shape, given)
-        show("encode", 1, 1)
-    with stage("denoise"):
-        for step in denoise(predict, latents, tracks):
-            latents = step.latents
-            show("denoise", step.index + 1, step.total)
-    if request.output == "latents":
-        return None, None, latents.cpu()
-    with stage("decode"):
-        frames = picture(engine, plan, latents, show)
-        audio = sound(engine, plan, latents)
-    return frames, audio, latents.cpu()
+def prepare(engine: Engine, request: Request, plan: Plan) -> Prepared:
+    """Compute all that is constant in a request."""
+    generator = torch.Generator("cpu").manual_seed(plan.seed)
+    latents = start(request, plan, generator).to(engine.device)
+    tracks, experts = scheduled(plan, engine.scheduler_config, generator)
+    given = given_of(engine, request, plan) or Given()
+    prompts = [request.prompt], [request.negative_prompt]
+    predict = bind(engine, *prompts, tracks, latents.shape, given, experts)
+    return Prepared(tracks, predict, latents, given.finish)
 
 
-def start(request: Request, plan: Plan) -> Tensor:
+def start(request: Request, plan: Plan, generator: torch.Generator) -> Tensor:
     """The noise that the request brings, or its seed's: (1, C, F, H, W) in fp32."""
     if request.latents is not None:
         return as_batch(request.latents)
-    return initial_noise(plan.latent_shape, plan.seed)
+    return draw_noise(plan.latent_shape, generator)
+
+
+def scheduled(
+    plan: Plan, config: Mapping[str, Any], generator: torch.Generator
+) -> tuple[Sequence[Track], Sequence[Expert]]:
+    """Tracks on the plan's sigmas or else the scheduler config's, and who predicts when.
+
+    What solvers draw, they draw from where the generator stands after the first noise.
+    """
+    table = table_of(plan, config)
+    options = {"solver": plan.solver, "generator": generator, "table": table}
+    tracks = with_scales(plan, table)
+    tracks = schedule_tracks(tracks, config, plan.num_inference_steps, **options)
+    return tracks, experts_of(plan, table)
+
+
+def table_of(plan: Plan, config: Mapping[str, Any]) -> Schedule:
+    """The sigmas of a plan, else those of a scheduler config for as many steps."""
+    if plan.sigmas is None:
+        return schedule.from_config(config, plan.num_inference_steps, solver=plan.solver)
+    table = schedule.from_sigmas(plan.sigmas)
+    return table.doubled() if plan.solver in LOOK_AHEAD else table
 
 
 def bind(
@@ -70,29 +87,39 @@ def bind(
     negative_prompts: list[str],
     tracks: Sequence[Track],
     latent_shape: Sequence[int],
-    given: Given | None = None,
+    given: Given,
+    experts: Sequence[Expert],
 ) -> Denoiser:
     """A guided denoiser of these prompts, all that is constant in it computed."""
     rows = prompts + negative_prompts if is_guided(tracks) else prompts
-    text = engine.text_encoder.encode(rows)
-    shape, timesteps = tuple(latent_shape), timesteps_of(tracks).to(engine.device)
-    if given is None:
-        return guide(engine.transformer.bind(shape, timesteps, *text), tracks)
-    timesteps = given.timesteps(timesteps)
-    return given.show(guide(engine.transformer.bind(given.shape(shape), timesteps, *text), tracks))
+    text, shape = engine.text_encoder.encode(rows), tuple(latent_shape)
+    timesteps = given.timesteps(timesteps_of(tracks).to(engine.device), shape[2])
+
+    def bind_expert(expert: Expert) -> Denoiser:
+        own = text if expert.is_guided(tracks) else [part[: len(prompts)] for part in text]
+        transformer = engine.use(expert.name)
+        bound = transformer.bind(given.shape(shape), timesteps[expert.part], *own, **given.bound)
+
+        def predict(latents: Tensor, step: int) -> Tensor:
+            engine.use(expert.name)
+            return bound(latents, step)
+
+        return predict
+
+    return given.show(guide(in_turn(experts, bind_expert), tracks))
 
 
-def picture(engine: Engine, plan: Plan, latents: Tensor, show: Show) -> np.ndarray:
-    """Frames of the first track's rows, decoded chunk by chunk."""
-    chunks = []
-    for chunk in decode_frames(engine.vae, latents[..., plan.tracks[0].rows, :]):
-        chunks.append(chunk)
-        show("decode", sum(map(len, chunks)), plan.num_frames)
-    return np.concatenate(chunks)
+def picture(engine: Engine, plan: Plan, latents: Tensor) -> Iterator[np.ndarray]:
+    """Frames of the first track's rows, uint8 (frames, height, width, 3), chunk by chunk."""
+    own = latents[:, :, plan.num_references :, plan.tracks[0].rows]
+    chunks = decode_frames(engine.use("vae"), own)
+    while (chunk := next(chunks, None)) is not None:
+        yield chunk
+        engine.use("vae")  # other work may have used the device meanwhile
 
 
 def sound(engine: Engine, plan: Plan, latents: Tensor) -> np.ndarray | None:
-    """Samples of the last track's rows, if the model has sound."""
+    """Samples (num_samples, channels) of the last track's rows, if the model has sound."""
     if engine.sound is None:
         return None
     return decode_sound(engine.sound, latents[..., plan.tracks[-1].rows, :], plan.num_samples)

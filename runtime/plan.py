@@ -5,12 +5,15 @@ is touched. A number that cannot run is refused here, with the limit and the nea
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import clips, conditions
+from .conditions import Condition
 from .errors import UsageError
 from .media import count_samples
-from .presets import Presets
+from .presets import Presets, presets_of
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -37,7 +40,12 @@ class Track:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run. `latent_shape` is (channels, latent frames, rows, columns) of all tracks."""
+    """What will run. `latent_shape` is (channels, latent frames, rows, columns) of all tracks.
+
+    `num_references` of the latent frames, at the start, are not part of the video. Where two
+    experts share the work, the second takes over below `boundary_ratio` of the timesteps' range.
+    `solver` and `sigmas` are the checkpoint's own where they are None.
+    """
 
     num_frames: int
     height: int
@@ -52,6 +60,11 @@ class Plan:
     num_samples: int
     device: str
     dtype: str
+    guidance_scale_2: float | None = None
+    boundary_ratio: float | None = None
+    num_references: int = 0
+    solver: str | None = None
+    sigmas: tuple[float, ...] | None = None
 
     @property
     def seconds(self) -> float:
@@ -66,12 +79,15 @@ def resolve(
     request: Request, checkpoint: Checkpoint, device: str = "cpu", dtype: str = "float32"
 ) -> Plan:
     """The plan of a request. Raises UsageError for a number outside the checkpoint's limits."""
-    presets = checkpoint.presets
+    presets, shown = presets_of(checkpoint), request.shown
     fps = _whole_if_it_is(_fps(request, presets))
     num_frames = _num_frames(request, presets, fps)
-    height = _size("height", request.height, presets.height, presets)
-    width = _size("width", request.width, presets.width, presets)
-    guidance_scale = _or(request.guidance_scale, presets.guidance_scale)
+    conditions.check(shown, presets, num_frames, request.adjust)
+    height, width = _sides(request, presets, shown)
+    guidance_scale, guidance_scale_2 = _guidance_scales(request, presets)
+    num_references = len(conditions.references(shown))
+    own_sigmas = presets.sigmas if request.num_inference_steps is None else None
+    sigmas = _or(request.sigmas, own_sigmas)
     tracks = _tracks(presets, height, guidance_scale)
     sample_rate = presets.sound.sample_rate if presets.sound else None
     plan = Plan(
@@ -79,12 +95,12 @@ def resolve(
         height=height,
         width=width,
         fps=fps,
-        num_inference_steps=_num_inference_steps(request, presets),
+        num_inference_steps=len(sigmas) if sigmas else _num_inference_steps(request, presets),
         guidance_scale=guidance_scale,
         seed=request.seed,
         latent_shape=(
             presets.latent_channels,
-            1 + (num_frames - 1) // presets.frame_stride,
+            num_references + 1 + (num_frames - 1) // presets.frame_stride,
             tracks[-1].stop,
             width // presets.spatial_stride,
         ),
@@ -93,6 +109,11 @@ def resolve(
         num_samples=count_samples(num_frames, sample_rate, fps) if sample_rate else 0,
         device=device,
         dtype=dtype,
+        guidance_scale_2=guidance_scale_2,
+        boundary_ratio=presets.boundary_ratio,
+        num_references=num_references,
+        solver=_or(request.solver, presets.solver),
+        sigmas=sigmas,
     )
     _check_latents(request, plan)
     return plan
@@ -133,24 +154,64 @@ def _num_frames(request: Request, presets: Presets, fps: float) -> int:
     count = _or(request.num_frames, presets.num_frames)
     if not 1 <= count <= most or (count - 1) % stride:
         nearest = 1 + stride * round((_clamp(count, 1, most) - 1) / stride)
+        if request.adjust:
+            return nearest
         raise UsageError(
             f"num_frames is {count}; it must be 1 + {stride}k from 1 to {most}: nearest {nearest}"
         )
     return count
 
 
-def _size(name: str, value: int | None, default: int, presets: Presets) -> int:
-    size, step = _or(value, default), presets.size_multiple
-    low, high = presets.min_size, presets.max_size
-    if size != low == high:
+def _sides(request: Request, presets: Presets, shown: Sequence[Condition]) -> tuple[int, int]:
+    height, width = presets.height, presets.width
+    placed = [condition for condition in shown if condition.frame is not None]
+    if request.height is None and request.width is None and placed:
+        height, width = _shaped_like(placed[0], presets)
+    return (
+        _size("height", _or(request.height, height), presets, request.adjust),
+        _size("width", _or(request.width, width), presets, request.adjust),
+    )
+
+
+def _shaped_like(condition: Condition, presets: Presets) -> tuple[int, int]:
+    """The model's own area in the shape of what it is shown, as the published examples have it."""
+    height, width = clips.picture_size(next(condition.pictures()))
+    area, step = presets.height * presets.width, presets.size_multiple
+    sides = math.sqrt(area * height / width), math.sqrt(area * width / height)
+    tall, wide = (
+        int(_clamp(round(side) // step * step, presets.min_size, presets.max_size))
+        for side in sides
+    )
+    return tall, wide
+
+
+def _size(name: str, size: int, presets: Presets, adjust: bool) -> int:
+    step, low, high = presets.size_multiple, presets.min_size, presets.max_size
+    if low <= size <= high and not size % step:
+        return size
+    nearest = step * round(_clamp(size, low, high) / step)
+    if adjust:
+        return nearest
+    if low == high:
         raise UsageError(f"{name} is {size}; this model makes {low} and nothing else")
-    if not low <= size <= high or size % step:
-        nearest = step * round(_clamp(size, low, high) / step)
-        raise UsageError(
-            f"{name} is {size}; it must be a multiple of {step} from {low} to {high}:"
-            f" nearest {nearest}"
-        )
-    return size
+    raise UsageError(
+        f"{name} is {size}; it must be a multiple of {step} from {low} to {high}: nearest {nearest}"
+    )
+
+
+def _guidance_scales(request: Request, presets: Presets) -> tuple[float, float | None]:
+    """Of the first expert and of the second, which takes the first's where only that is given."""
+    first, second = request.guidance_scale, request.guidance_scale_2
+    if presets.boundary_ratio is None:
+        if second is not None:
+            raise UsageError(
+                f"guidance_scale_2 is {second:g}, but this model has no second expert; leave it out"
+            )
+        return _or(first, presets.guidance_scale), None
+    if first is None:
+        first = presets.guidance_scale
+        return first, _or(second, _or(presets.guidance_scale_2, first))
+    return first, _or(second, first)
 
 
 def _num_inference_steps(request: Request, presets: Presets) -> int:

@@ -8,7 +8,7 @@ d = N*D. Modulation lives on a grid (1|B, 1|F, 1|H, 1|W) that broadcasts to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ... import kernels
 from ...kernels import Operations
-from .. import weights
+from .. import batching, weights
 from ..errors import UsageError
 from ..layers import LinearGelu, sinusoidal_embedding
 
@@ -35,6 +35,11 @@ KEYS = {
     "time_proj": ("condition_embedder.time_proj",),
     "text_embedder.0": ("condition_embedder.text_embedder.linear_1",),
     "text_embedder.2": ("condition_embedder.text_embedder.linear_2",),
+    "image_embedder.positions": ("condition_embedder.image_embedder.pos_embed",),
+    "image_embedder.norm1": ("condition_embedder.image_embedder.norm1",),
+    "image_embedder.ff_in": ("condition_embedder.image_embedder.ff.net.0.proj",),
+    "image_embedder.ff_out": ("condition_embedder.image_embedder.ff.net.2",),
+    "image_embedder.norm2": ("condition_embedder.image_embedder.norm2",),
     "blocks.{}.scale_shift_table": ("blocks.{}.scale_shift_table",),
     "blocks.{}.attn1.qkv": (
         "blocks.{}.attn1.to_q",
@@ -48,6 +53,8 @@ KEYS = {
     "blocks.{}.attn2.kv": ("blocks.{}.attn2.to_k", "blocks.{}.attn2.to_v"),
     "blocks.{}.attn2.norm_q": ("blocks.{}.attn2.norm_q.weight",),
     "blocks.{}.attn2.norm_k": ("blocks.{}.attn2.norm_k.weight",),
+    "blocks.{}.attn2.image_kv": ("blocks.{}.attn2.add_k_proj", "blocks.{}.attn2.add_v_proj"),
+    "blocks.{}.attn2.norm_image_k": ("blocks.{}.attn2.norm_added_k.weight",),
     "blocks.{}.attn2.out": ("blocks.{}.attn2.to_out.0",),
     "blocks.{}.ffn_in": ("blocks.{}.ffn.net.0.proj",),
     "blocks.{}.ffn_out": ("blocks.{}.ffn.net.2",),
@@ -62,12 +69,18 @@ ROTATED = (
     "blocks.{}.attn1.norm_q.weight",
     "blocks.{}.attn1.norm_k.weight",
 )
-KEEP_FP32 = frozenset({"time_embedder", "scale_shift_table", "norm2"})
+UNUSED = frozenset({"norm_added_q"})  # published files hold it, the reference does not read it
+KEEP_FP32 = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2"})
 
 
 @dataclass(frozen=True)
 class WanConfig:
-    """The fields of a published transformer/config.json, under the same names."""
+    """The fields of a published transformer/config.json, under the same names.
+
+    Variants are values: one that is shown pictures by a picture encoder has `image_dim` and
+    `added_kv_proj_dim`, one that is shown two has positions for both (`pos_embed_seq_len`), one
+    that is shown latents beside its own has more `in_channels` than `out_channels`.
+    """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 40
@@ -89,12 +102,11 @@ class WanConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         object.__setattr__(self, "out_channels", self.out_channels or self.in_channels)
-        for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
-            if getattr(self, name) is not None:
-                raise UsageError(
-                    f"Wan transformer with {name}={getattr(self, name)} (image conditions) is not"
-                    " supported yet; null works"
-                )
+        if (self.image_dim is None) != (self.added_kv_proj_dim is None):
+            raise UsageError(
+                f"Wan transformer with image_dim={self.image_dim} and"
+                f" added_kv_proj_dim={self.added_kv_proj_dim}: both are numbers, or both null"
+            )
         if self.qk_norm != "rms_norm_across_heads":
             raise UsageError(f"qk_norm={self.qk_norm!r}: only 'rms_norm_across_heads' is known")
 
@@ -117,13 +129,19 @@ class WanConfig:
 
     def weight_table(self) -> weights.WeightTable:
         """How this configuration's published weights become native ones."""
-        conv = (self.dim, self.in_channels, *self.patch_size)
-        as_rows = weights.Layout(
-            lambda kernel: kernel.flatten(1) if kernel.dim() > 1 else kernel,
-            lambda rows: rows.view(conv) if rows.dim() > 1 else rows,
-        )
-        rotated = dict.fromkeys(ROTATED, half_split(self.attention_head_dim))
-        return weights.WeightTable(KEYS, {"patch_embedding": as_rows, **rotated}, KEEP_FP32)
+        layouts = {
+            "patch_embedding": as_rows(self.dim, self.in_channels, self.patch_size),
+            **dict.fromkeys(ROTATED, half_split(self.attention_head_dim)),
+        }
+        return weights.WeightTable(KEYS, layouts, KEEP_FP32, UNUSED)
+
+
+def as_rows(dim: int, channels: int, patch_size: tuple[int, int, int]) -> weights.Layout:
+    """A patch embedding's convolution as the rows of a product, and back; its bias as it is."""
+    return weights.Layout(
+        lambda kernel: kernel.flatten(1) if kernel.dim() > 1 else kernel,
+        lambda rows: rows.view(dim, channels, *patch_size) if rows.dim() > 1 else rows,
+    )
 
 
 def half_split(head_dim: int) -> weights.Layout:
@@ -147,12 +165,39 @@ class Modulation(NamedTuple):
         return Modulation(self.blocks[step], self.head[step])
 
 
+class ImageContext(NamedTuple):
+    """Keys and values of what a picture encoder saw, for one block."""
+
+    key: Tensor  # (B, N, L, D)
+    value: Tensor
+
+
 class TextContext(NamedTuple):
     """What the text adds to every step: each block's keys and values, and a bias on the scores."""
 
     keys: list[Tensor]  # num_layers of (B, N, L, D)
     values: list[Tensor]
     bias: Tensor  # (B, 1, 1, L), fp32
+    images: list[ImageContext] | None = None  # each block's
+
+    def of_blocks(self) -> Iterator[tuple[Any, ...]]:
+        """What each block attends to besides the tokens: key, value, bias, image."""
+        for i, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            yield key, value, self.bias, None if self.images is None else self.images[i]
+
+
+def join_texts(texts: Sequence[TextContext]) -> TextContext:
+    """One text of several with as many branches, shorter ones masked at their ends."""
+    longest = max(text.bias.shape[-1] for text in texts)
+
+    def joined(parts: Sequence[Tensor], axis: int, fill: float = 0.0) -> Tensor:
+        pad = [0, 0] * (-axis - 1)
+        rows = [F.pad(p, (*pad, 0, longest - p.shape[axis]), value=fill) for p in parts]
+        return torch.stack(rows, dim=1).flatten(0, 1)
+
+    keys = [joined(parts, -2) for parts in zip(*(text.keys for text in texts), strict=True)]
+    values = [joined(parts, -2) for parts in zip(*(text.values for text in texts), strict=True)]
+    return TextContext(keys, values, joined([text.bias for text in texts], -1, -torch.inf))
 
 
 class SelfAttention(nn.Module):
@@ -182,6 +227,9 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(config.dim, 2 * config.dim)
         self.norm_q = nn.Parameter(torch.ones(config.dim))
         self.norm_k = nn.Parameter(torch.ones(config.dim))
+        if config.added_kv_proj_dim is not None:
+            self.image_kv = nn.Linear(config.added_kv_proj_dim, 2 * config.dim)
+            self.norm_image_k = nn.Parameter(torch.ones(config.dim))
         self.out = nn.Linear(config.dim, config.dim)
 
     def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,10 +237,19 @@ class CrossAttention(nn.Module):
         key, value = self.kv(text).chunk(2, dim=-1)
         return self._heads(self._norm(key, self.norm_k)), self._heads(value)
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    def image_keys_values(self, image: Tensor) -> ImageContext:
+        """The same of what a picture encoder saw."""
+        key, value = self.image_kv(image).chunk(2, dim=-1)
+        return ImageContext(self._heads(self._norm(key, self.norm_image_k)), self._heads(value))
+
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor, image: ImageContext | None = None
+    ) -> Tensor:
         """(B, L, d) to (B, L, d)."""
         query = self._heads(self._norm(self.q(x), self.norm_q))
         out = self.ops.biased_attention(query, key, value, bias)
+        if image is not None:
+            out = out + self.ops.attention(query, *image)
         return self.out(out.transpose(1, 2).flatten(2))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -214,7 +271,14 @@ class WanBlock(nn.Module):
         self.ffn_out = nn.Linear(config.ffn_dim, config.dim)
 
     def forward(
-        self, x: Tensor, modulation: Tensor, key: Tensor, value: Tensor, bias: Tensor, rope: Any
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        image: ImageContext | None,
+        rope: Any,
     ) -> Tensor:
         """(B, F, H, W, d) to the same, or to as many rows as the text has if they are more.
 
@@ -228,7 +292,7 @@ class WanBlock(nn.Module):
         x, hidden = self._add_and_norm2(x, hidden, gate)
         if (branches := key.shape[0] // x.shape[0]) > 1:
             x, hidden = (rows.repeat(branches, 1, 1, 1, 1) for rows in (x, hidden))
-        hidden = self.attn2(hidden.flatten(1, 3), key, value, bias).view_as(x)
+        hidden = self.attn2(hidden.flatten(1, 3), key, value, bias, image).view_as(x)
         x, hidden = self.ops.norm_modulate(x, ffn_scale, ffn_shift, eps=self.eps, residual=hidden)
         return self.ops.gate_residual(x, self.ffn_out(self.ffn_in(hidden)), ffn_gate)
 
@@ -246,6 +310,64 @@ class WanBlock(nn.Module):
         )
 
 
+class ImageEmbedder(nn.Module):
+    """What a picture encoder saw, as tokens of the transformer's width."""
+
+    def __init__(self, config: WanConfig, ops: Operations) -> None:
+        super().__init__()
+        self.ops, dim = ops, config.image_dim
+        self.positions = None
+        if config.pos_embed_seq_len is not None:
+            self.positions = nn.Parameter(torch.zeros(1, config.pos_embed_seq_len, dim))
+        self.norm1 = nn.LayerNorm(dim)
+        self.ff_in, self.ff_out = nn.Linear(dim, dim), nn.Linear(dim, config.added_kv_proj_dim)
+        self.norm2 = nn.LayerNorm(config.added_kv_proj_dim)
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """(pictures, L, image_dim) to (1, L, d), or to (1, 2L, d) where two pictures are seen."""
+        if self.positions is not None:
+            embeds = embeds.flatten(0, 1)[None] + self.positions
+        hidden = self.ff_out(F.gelu(self.ff_in(self._norm(embeds, self.norm1))))
+        return self._norm(hidden, self.norm2)
+
+    def _norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return self.ops.norm_modulate(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+
+
+class Bound:
+    """`predict(latents, step)` of one request; sessions that step together share a forward."""
+
+    def __init__(
+        self, model: WanTransformer, modulation: Modulation, text: TextContext, rope: Any
+    ) -> None:
+        self.model, self.modulation, self.text, self.rope = model, modulation, text, rope
+        self.company: tuple[list[TextContext], TextContext] | None = None  # and their texts joined
+
+    def __call__(self, latents: Tensor, step: int) -> Tensor:
+        return batching.forward(self, latents, step)
+
+    def alone(self, latents: Tensor, step: int) -> Tensor:
+        """Prediction of latents (B, C, F, H, W), B rows for each branch."""
+        return self.model(latents, self.modulation.at(step), self.text, self.rope).float()
+
+    def key(self, latents: Tensor) -> Hashable:
+        """Text alone can be joined; whoever is shown more is answered alone."""
+        if type(self.text) is not TextContext or self.text.images is not None or len(latents) > 1:
+            return id(self)
+        return id(self.model), latents.shape, len(self.text.bias)
+
+    def together(self, asked: Sequence[batching.Question]) -> list[Tensor]:
+        """The predictions of several requests in one batch: first branches, then second ones."""
+        texts, branches = [question.bound.text for question in asked], len(self.text.bias)
+        if self.company is None or list(map(id, texts)) != list(map(id, self.company[0])):
+            self.company = texts, join_texts(texts)
+        parts = [question.bound.modulation.at(question.step) for question in asked]
+        modulation = Modulation(*(torch.cat(rows * branches) for rows in zip(*parts, strict=True)))
+        latents = torch.cat([question.latents for question in asked] * branches)
+        rows = self.model(latents, modulation, self.company[1], self.rope).float()
+        return [rows[index :: len(asked)] for index in range(len(asked))]
+
+
 class WanTransformer(nn.Module):
     """Latents, timesteps and text to a flow prediction.
 
@@ -261,9 +383,15 @@ class WanTransformer(nn.Module):
         self.time_embedder = _two_layers(config.freq_dim, dim, nn.SiLU())
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = _two_layers(config.text_dim, dim, nn.GELU(approximate="tanh"))
+        if config.image_dim is not None:
+            self.image_embedder = ImageEmbedder(config, self.ops)
         self.blocks = nn.ModuleList(WanBlock(config, self.ops) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, config.out_channels * patch)
+
+    def block_lists(self) -> list[nn.ModuleList]:
+        """The lists of equal blocks that make up most of the model."""
+        return [self.blocks]
 
     # ---- constant in a request -------------------------------------------------------------------
 
@@ -297,8 +425,21 @@ class WanTransformer(nn.Module):
         blocks = self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
         return Modulation(blocks.float(), embedding.float())
 
-    def text_context(self, prompt_embeds: Tensor, pad_count: Tensor) -> TextContext:
+    def text_context(
+        self, prompt_embeds: Tensor, pad_count: Tensor, image_embeds: Tensor | None = None
+    ) -> TextContext:
         """Keys and values of every block, from (B, L, text_dim) and the number of pads of each row.
+
+        `image_embeds` (pictures, L, image_dim): what a picture encoder saw, the same for all rows.
+        """
+        text, bias = self.embed_text(prompt_embeds, pad_count)
+        if image_embeds is None:
+            return keys_values(self.blocks, text, bias)
+        image = self.image_embedder(image_embeds).expand(len(text), -1, -1)
+        return keys_values(self.blocks, text, bias, image)
+
+    def embed_text(self, prompt_embeds: Tensor, pad_count: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens (B, L, d) that blocks attend to, and the bias on their scores (B, 1, 1, L).
 
         Row b owns its first `TEXT_LENGTH - pad_count[b]` tokens; what lies beyond is masked out.
         The reference attends to the pads, which are zero embeddings and so all one same key: they
@@ -312,9 +453,7 @@ class WanTransformer(nn.Module):
         extra = -(length + 1) % KEY_MULTIPLE
         bias = F.pad(bias, (0, extra), value=-torch.inf)
         text = self.text_embedder(F.pad(prompt_embeds, (0, 0, 0, 1 + extra)))
-        pairs = [block.attn2.keys_values(text) for block in self.blocks]
-        keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-        return TextContext(keys, values, bias.view(batch, 1, 1, -1))
+        return text, bias.view(batch, 1, 1, -1)
 
     # ---- the step --------------------------------------------------------------------------------
 
@@ -339,8 +478,7 @@ class WanTransformer(nn.Module):
         patch, embed = self.config.patch_size, self.patch_embedding
         x = self.ops.patchify(latents, patch, embed.weight, embed.bias)
         x = x.to(embed.weight.dtype)  # autocast, when training, would leave it in bf16
-        for block, key, value in zip(self.blocks, text.keys, text.values, strict=True):
-            x = block(x, modulation.blocks, key, value, text.bias, rope)
+        x = self.through_blocks(x, modulation.blocks, text, rope)
         shift, scale = (self.scale_shift_table + modulation.head[..., None, :]).unbind(-2)
         return self.ops.unpatchify(
             x,
@@ -354,6 +492,12 @@ class WanTransformer(nn.Module):
             channels_first=False,
         )
 
+    def through_blocks(self, x: Tensor, modulation: Tensor, text: TextContext, rope: Any) -> Tensor:
+        """(B, F, H, W, d) to the same, with a row for each of the text's."""
+        for block, context in zip(self.blocks, text.of_blocks(), strict=True):
+            x = block(x, modulation, *context, rope)
+        return x
+
     @torch.no_grad()
     def bind(
         self,
@@ -361,22 +505,20 @@ class WanTransformer(nn.Module):
         timesteps: Tensor,
         prompt_embeds: Tensor,
         pad_count: Tensor,
+        **shown: Any,
     ) -> Callable[[Tensor, int], Tensor]:
         """`predict(latents, step)` for one request, with all that is constant in it computed now.
 
         timesteps: (num_steps,), or broadcasting to latents at every step (num_steps, F, H, W);
-        prompt_embeds and pad_count (see `text_context`): B rows for each branch of guidance.
+        prompt_embeds and pad_count (see `text_context`): B rows for each branch of guidance;
+        `shown`: what else `text_context` takes, such as `image_embeds`.
         It takes latents (B, C, F, H, W) in any dtype and returns fp32, B rows for each branch.
         """
         grid, weight = self.grid(latent_shape), self.patch_embedding.weight
-        text = self.text_context(prompt_embeds.to(weight), pad_count.to(weight.device))
+        shown = {k: v.to(weight) if isinstance(v, Tensor) else v for k, v in shown.items()}
+        text = self.text_context(prompt_embeds.to(weight), pad_count.to(weight.device), **shown)
         modulation = self.modulation(self._by_token(timesteps.to(weight.device)))
-        rope = self.rope(grid)
-
-        def predict(latents: Tensor, step: int) -> Tensor:
-            return self(latents, modulation.at(step), text, rope).float()
-
-        return predict
+        return Bound(self, modulation, text, self.rope(grid))
 
     def denoise(
         self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pad_count: Tensor
@@ -415,6 +557,20 @@ class WanTransformer(nn.Module):
         """Tensors as published, from a native state dict (by default the model's)."""
         state_dict = self.state_dict() if state_dict is None else state_dict
         return weights.to_published(self.config.weight_table(), state_dict)
+
+
+def keys_values(
+    blocks: Iterable[WanBlock], text: Tensor, bias: Tensor, image: Tensor | None = None
+) -> TextContext:
+    """What blocks attend to: tokens (B, L, d) of the text, and of a picture encoder."""
+    keys, values, images = [], [], []
+    for block in blocks:
+        key, value = block.attn2.keys_values(text)
+        keys.append(key)
+        values.append(value)
+        if image is not None:
+            images.append(block.attn2.image_keys_values(image))
+    return TextContext(keys, values, bias, images or None)
 
 
 def _two_layers(in_features: int, dim: int, activation: nn.Module) -> nn.Sequential:
