@@ -9,18 +9,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .runtime.conditions import Condition
     from .runtime.engine import Engine, load
-    from .runtime.errors import KinemaError, UsageError
+    from .runtime.errors import Cancelled, KinemaError, UsageError
+    from .runtime.job import Job
     from .runtime.media import Video
     from .runtime.request import Request
+    from .runtime.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "KinemaError", "Request", "UsageError", "Video", "__version__", "load"]
+__all__ = [
+    "Cancelled",
+    "Condition",
+    "Engine",
+    "Job",
+    "KinemaError",
+    "Request",
+    "Session",
+    "UsageError",
+    "Video",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
+    "Cancelled": "errors",
+    "Condition": "conditions",
     "Engine": "engine",
+    "Job": "job",
     "KinemaError": "errors",
     "Request": "request",
+    "Session": "session",
     "UsageError": "errors",
     "Video": "media",
     "load": "engine",

@@ -22,13 +22,17 @@ import typer
 from typer.exceptions import TyperException
 
 from ..kernels.cli import app as kernels_app
-from .errors import KinemaError, UsageError
+from .conditions import Condition
+from .errors import Cancelled, KinemaError, UsageError
 from .request import Request
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .media import Video
     from .plan import Plan
     from .progress import Progress
+    from .session import Session
 
 INTERRUPTED = 130
 HANGING = {"subsequent_indent": " " * 15, "break_on_hyphens": False}
@@ -98,10 +102,19 @@ def options(version: Version = False) -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to show.")] = None,
+    *,
     output: Annotated[str, typer.Option("-o", "--output", help="The MP4 to write.")],
     model: Annotated[
         str | None, typer.Option(help="A folder or a hub id; the embedded model if not given.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="With a transformer alone as --model: where all else comes from."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH[:WEIGHT]", help="A LoRA, with its weight; may be repeated."),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Length: the fewest frames that last so long.")
@@ -114,9 +127,40 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")
     ] = None,
+    guidance_scale_2: Annotated[
+        float | None, typer.Option(help="The same for the second of two experts.")
+    ] = None,
     negative_prompt: Annotated[
         str, typer.Option(help="What to steer away from.")
     ] = Request.negative_prompt,
+    solver: Annotated[
+        str | None, typer.Option(help="unipc, dpm++2m, euler, ...; the checkpoint's own if not.")
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(metavar="S,S,...", help="What to step through, as distilled models have it."),
+    ] = None,
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="The first frame.")] = None,
+    last_image: Annotated[str | None, typer.Option(metavar="FILE", help="The last frame.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A video to keep, or to be guided by.")
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="With --clip: white where it is made anew; 1: all of it."
+        ),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A picture of how things look; may be repeated."),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="How much --clip and --reference are heeded.")
+    ] = 1.0,
+    adjust: Annotated[
+        bool, typer.Option("--adjust", help="Take the nearest size and length that fit.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
     backend: Annotated[
@@ -125,6 +169,26 @@ def generate(
             metavar="OP=NAME", help="Such as attention=triton; kinema kernels list names them."
         ),
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="eager, packed (a CPU's default) or compiled.")
+    ] = None,
+    offload: Annotated[
+        str, typer.Option(help="Where idle weights are: none (the device), model or block.")
+    ] = "none",
+    text_cache: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Keep what prompts are encoded to.")
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Save the run beside the video after every N steps."),
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Go on with a saved run; takes no prompt.")
+    ] = None,
+    keep_latents: Annotated[
+        bool,
+        typer.Option("--keep-latents", help="Keep the finished run, to decode it again."),
+    ] = False,
     as_json: Json = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     debug: Debug = False,
@@ -135,32 +199,54 @@ def generate(
     from .checkpoint import open_checkpoint
     from .media import check_target
     from .plan import resolve
-    from .progress import Progress
 
+    if save_every is not None and save_every < 1:
+        raise UsageError(f"--save-every is {save_every}; it must be 1 step or more")
     started = time.perf_counter()
-    width, height = _parse_size(size)
-    backends = dict(_parse_pair("--backend", text) for text in backend or ())
-    request = Request(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        num_frames=num_frames,
-        seconds=seconds,
-        height=height,
-        width=width,
-        fps=fps,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-    )
+    run_by = {
+        "backends": dict(_parse_pair("--backend", text) for text in backend or ()),
+        "executor": executor,
+        "offload": offload,
+        "text_cache": text_cache,
+    }
     path = check_target(output, overwrite=force)
-    checkpoint = open_checkpoint(model)
-    # What cannot run is refused here, before torch is imported and weights are read.
-    plan = resolve(request, checkpoint)
-    with _progress(_announce(plan, checkpoint.name)) as show:
-        engine = kinema.load(checkpoint, device, dtype, backends=backends)
-        video = engine.generate(request, progress=show)
-        show(Progress("write", 0, 1))
-        video.save(path, overwrite=force)
+    checkpoint = open_checkpoint(model, base)
+    loras = [_parse_lora(text) for text in lora or ()]
+    if resume is None:
+        width, height = _parse_size(size)
+        request = Request(
+            prompt="" if prompt is None else prompt,
+            negative_prompt=negative_prompt,
+            num_frames=num_frames,
+            seconds=seconds,
+            height=height,
+            width=width,
+            fps=fps,
+            seed=seed,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_scale_2=guidance_scale_2,
+            solver=solver,
+            sigmas=_parse_numbers("--sigmas", sigmas),
+            image=image,
+            last_image=last_image,
+            conditions=_conditions(clip, mask, reference or [], strength),
+            adjust=adjust,
+        )
+        # What cannot run is refused here, before torch is imported and weights are read.
+        announcement = _announce(resolve(request, checkpoint), checkpoint.name)
+    else:
+        if prompt is not None:
+            raise UsageError(f"--resume {resume} has its own prompt; leave {prompt!r} out")
+        announcement = f"going on with {resume}, model {checkpoint.name}"
+    run = Run(path.with_suffix(".kinema"), save_every, keep_latents)
+    with _progress(announcement) as show:
+        engine = kinema.load(checkpoint, device, dtype, **run_by)
+        for file, weight in loras:
+            _say(str(engine.load_lora(file, weight)))
+        session = engine.session(request) if resume is None else engine.resume(resume)
+        video = run.record(session, path, force, show)
+        run.end(session)
     for warning in video.report.get("warnings", ()):
         _say(f"warning: {warning}")
     if as_json:
@@ -211,12 +297,80 @@ def info(
             print(f"  {_plain(name)}: {_plain(entry)}")
 
 
+class Run:
+    """A session that is saved to `file` as it goes, every so many steps."""
+
+    def __init__(self, file: Path, save_every: int | None, keep: bool) -> None:
+        self.file, self.save_every, self.keep = file, save_every, keep
+        self.saved = False
+
+    def record(
+        self, session: Session, path: Path, overwrite: bool, show: Callable[[Progress], None]
+    ) -> Video:
+        """Run what is left, into a file. An interrupted run that was saved says how to go on."""
+
+        def progress(part: Progress) -> None:
+            show(part)
+            if self.save_every and part.stage == "denoise" and part.index % self.save_every == 0:
+                session.save(self.file)
+                self.saved = True
+
+        try:
+            return session.record(path, progress, overwrite)
+        except KeyboardInterrupt:
+            if not self.saved:
+                raise
+            raise Cancelled(f"stopped; --resume {self.file} goes on from the last save") from None
+
+    def end(self, session: Session) -> None:
+        """The video is written: the run is kept if that was asked for, else removed."""
+        if self.keep:
+            session.save(self.file)
+        elif self.saved:
+            self.file.unlink(missing_ok=True)
+
+
+def _parse_lora(text: str) -> tuple[str, float]:
+    """PATH or PATH:WEIGHT; a path may have colons of its own."""
+    path, colon, weight = text.rpartition(":")
+    if os.path.exists(text) or not colon:
+        path, weight = text, "1"
+    try:
+        value = float(weight)
+    except ValueError:
+        raise UsageError(f"--lora {text!r} is neither a path nor PATH:WEIGHT") from None
+    if not os.path.exists(path):
+        raise UsageError(f"--lora {text!r}: no file or folder {path!r}")
+    return path, value
+
+
 def _parse_size(size: str | None) -> tuple[int | None, int | None]:
     if size is None:
         return None, None
     if not (found := SIZE.fullmatch(size.strip())):
         raise UsageError(f"size {size!r} is not WIDTHxHEIGHT, such as 64x64")
     return int(found[1]), int(found[2])
+
+
+def _parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r} is not a list of numbers, such as 1,0.75,0.5"
+        ) from None
+
+
+def _conditions(
+    clip: str | None, mask: str | None, references: list[str], strength: float
+) -> tuple[Condition, ...]:
+    if mask is not None and clip is None:
+        raise UsageError(f"--mask {mask!r} belongs to a --clip; give one")
+    shown = [Condition(image=path, frame=None, strength=strength) for path in references]
+    if clip is not None:
+        kept = 0.0 if mask is None else 1.0 if mask == "1" else mask
+        shown.append(Condition(frames=clip, mask=kept, strength=strength))
+    return tuple(shown)
 
 
 def _parse_pair(option: str, text: str) -> tuple[str, str]:

@@ -93,15 +93,18 @@ def schedule_tracks(
     solver: str | None = None,
     guidance: Guidance | None = None,
     generator: torch.Generator | None = None,
+    table: Schedule | None = None,
     **steps: Any,
 ) -> tuple[Track, ...]:
     """Give a plan's tracks their sigmas, guidance scales and solvers, from a scheduler config.
 
     `solver`, and `steps` (sigmas, timesteps, sequence_length), are as of `schedule.from_config`;
-    solvers that add noise draw it from where `generator` stands.
+    solvers that add noise draw it from where `generator` stands. `table`, where it is given, takes
+    the place of the config's.
     """
     tracks, guidance = tuple(tracks), guidance or Guidance()
-    table = schedule.from_config(config, num_steps, solver=solver, **steps)
+    if table is None:
+        table = schedule.from_config(config, num_steps, solver=solver, **steps)
     build = solvers.from_config(config, solver)
     generators = [None] * len(tracks)
     if generator is not None:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import pack, pipeline, registry
+from . import executor as executors
+from . import registry
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import UsageError
-from .given import Given, bearing_frame
+from .job import Job
+from .lora import LoraReport, LoraSet
 from .media import Video
+from .offload import Offload, Placed
 from .plan import Plan, resolve
+from .presets import presets_of
 from .progress import Progress
 from .request import Request
+from .scheduler import StepScheduler
+from .session import Session, resume
 from .text import TextEncoder
+from .text_cache import EmbeddingCache
+from .vision import ImageEncoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,17 +36,40 @@ def load(
     source: str | Path | Checkpoint | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    *,
+    base: str | Path | Checkpoint | None = None,
     backends: Mapping[str, str] | None = None,
+    executor: str | None = None,
+    offload: str = "none",
+    text_cache: str | Path | None = None,
+    max_batch: int = 1,
 ) -> Engine:
     """Open a checkpoint: the embedded one by default, a folder, or a hub id.
 
-    `device`: CUDA where there is one, else the CPU. `dtype`: float32 on a CPU, bfloat16 elsewhere.
-    `backends`: what runs an operation of the transformer, such as {"attention": "flash3"}, where
-    it should not be the first that works; `kinema kernels list` names them.
+    device: CUDA where there is one, else the CPU. dtype: float32 on a CPU, bfloat16 elsewhere.
+    base: the checkpoint that all but the transformer comes from, where `source` is a transformer
+        alone, as the original repositories have it (a safetensors file, a folder or a hub id).
+    backends: what runs an operation of the transformer, such as {"attention": "flash3"}, where
+        it should not be the first that works; `kinema kernels list` names them.
+    executor: what runs the transformer: "packed" on a CPU that can, else "eager"; or "compiled".
+    offload: where weights are while they do not work: "none" on the device, "model" on the host,
+        one component at a time on the device, "block" the same, and of a transformer two blocks.
+    text_cache: a folder that keeps what prompts were encoded to for the next process.
+    max_batch: how many submitted requests of one shape may share a forward; see `StepScheduler`.
+
     Raises `UsageError` for a name that opens nothing, `KinemaError` for a damaged checkpoint.
     """
-    chosen = _device(device)
-    return Engine(open_checkpoint(source), chosen, _dtype(dtype, chosen), backends)
+    device = _device(device)
+    return Engine(
+        open_checkpoint(source, base),
+        device,
+        _dtype(dtype, device),
+        backends=backends,
+        executor=executor,
+        offload=offload,
+        text_cache=text_cache,
+        max_batch=max_batch,
+    )
 
 
 class Engine:
@@ -50,11 +80,26 @@ class Engine:
         checkpoint: Checkpoint,
         device: torch.device,
         dtype: torch.dtype,
+        *,
         backends: Mapping[str, str] | None = None,
+        executor: str | None = None,
+        offload: str = "none",
+        text_cache: str | Path | None = None,
+        max_batch: int = 1,
     ) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
-        self.backends = dict(backends or {})
-        checkpoint.presets  # noqa: B018  # a checkpoint that cannot run is refused here
+        self.backends, self.executor = dict(backends or {}), executors.choose(executor, device)
+        self.offload = Offload(device, offload)
+        if offload != "none" and device.type == "cpu":
+            raise UsageError(
+                f"offload is {offload!r}, which moves weights between the host and a device; on a"
+                " CPU they are one: 'none' works"
+            )
+        self.placed: dict[str, Placed] = {}
+        self.text_cache = EmbeddingCache(text_cache)
+        self.scheduler = StepScheduler(self, max_batch=max_batch)
+        presets_of(checkpoint)  # a checkpoint that cannot run is refused here
+        checkpoint.check()
 
     def plan(self, request: Request | str, **fields: Any) -> Plan:
         """Every number of a request, settled; raises `UsageError` for one that cannot run."""
@@ -65,40 +110,64 @@ class Engine:
         self,
         request: Request | str,
         progress: Callable[[Progress], None] | None = None,
+        path: str | Path | None = None,
+        overwrite: bool = True,
         **fields: Any,
     ) -> Video:
         """Make a video from a `Request`, or from a prompt and the fields of one.
 
-        `progress` is called with what was just finished, after every step.
+        `progress` is called with what was just finished, after every step. With a `path` an MP4 is
+        written too, its frames encoded while the next ones decode.
         """
+        session = self.session(request, **fields)
+        if path is None:
+            return session.finish(progress)
+        return session.record(path, progress, overwrite)
+
+    def session(self, request: Request | str, **fields: Any) -> Session:
+        """One request, not begun: iterate over it for its steps; see `Session`."""
         request = _as_request(request, fields)
-        plan = self.plan(request)
-        seconds: dict[str, float] = {}
+        return Session(self, request, self.plan(request))
 
-        def show(stage: str, index: int, total: int) -> None:
-            if progress is not None:
-                progress(Progress(stage, index, total))
+    def resume(self, path: str | Path) -> Session:
+        """Go on with a run that `Session.save` wrote, to the same bits.
 
-        frames, audio, latents = pipeline.generate(
-            self, request, plan, show, lambda stage: _timed(seconds, stage)
-        )
-        return Video(
-            frames=frames,
-            fps=plan.fps,
-            audio=audio,
-            sample_rate=None if audio is None else plan.sample_rate,
-            latents=latents,
-            report=self._report(request, plan, seconds),
-        )
+        Raises `UsageError` for a file of another model, dtype or version, or one that is cut.
+        """
+        return resume(self, path)
+
+    def submit(
+        self,
+        request: Request | str,
+        priority: int = 0,
+        deadline: float | None = None,
+        **fields: Any,
+    ) -> Job:
+        """Hand a request in, to be worked on in turns with others; safe from any thread.
+
+        priority: higher first. deadline: seconds from now; the earliest goes first.
+        """
+        return self.scheduler.submit(_as_request(request, fields), priority, deadline)
+
+    def close(self) -> None:
+        """Cancel submitted requests that are not done, and wait for the step under way."""
+        self.scheduler.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
 
     def open_components(self) -> None:
         """Read every component that is not open yet."""
         _ = self.transformer, self.text_encoder, self.vae, self.sound
-
-    @cached_property
-    def executor(self) -> str:
-        """What runs the transformer: "eager", or "packed" where oneDNN can lay out its weights."""
-        return "packed" if self.device.type == "cpu" and pack.can_pack() else "eager"
 
     @cached_property
     def scheduler_config(self) -> dict[str, Any]:
@@ -108,17 +177,79 @@ class Engine:
     @cached_property
     def transformer(self) -> Any:
         """The denoising transformer; on a CPU its linear layers are packed for it."""
-        model = registry.open_component(
-            self.checkpoint, "transformer", self.device, self.dtype, self.backends
-        )
-        if self.executor == "packed":
-            pack.pack_linears(model.blocks)
+        return self._transformer("transformer")
+
+    @cached_property
+    def transformer_2(self) -> Any:
+        """The expert of low noise, in a model of two; opened when the first step needs it."""
+        return self._transformer("transformer_2")
+
+    def _transformer(self, name: str) -> Any:
+        model = self._open(name, self.dtype)
+        executors.apply(self.executor, model)
         return model
+
+    def use(self, name: str) -> Any:
+        """A component, ready to work; where weights are offloaded, until another is used."""
+        module = getattr(self, name)
+        if name not in self.placed:
+            self.placed[name] = self.offload.place(module)
+        return self.placed[name].use()
+
+    def _open(self, name: str, dtype: torch.dtype) -> Any:
+        return registry.open_component(
+            self.checkpoint, name, self.device, dtype, self.backends, self.offload.home
+        )
+
+    @cached_property
+    def loras(self) -> LoraSet:
+        """The LoRAs on the transformer, or on both of a model of two."""
+        found = self.checkpoint.components
+        names = [name for name in ("transformer", "transformer_2") if name in found]
+        return LoraSet(
+            names, lambda name: registry.open_loras(self.checkpoint, name, getattr(self, name))
+        )
+
+    def load_lora(
+        self,
+        path: str | Path,
+        weight: float = 1.0,
+        name: str | None = None,
+        *,
+        component: str | None = None,
+        merged: bool = True,
+        allow_unmatched: bool = False,
+    ) -> LoraReport:
+        """Load a LoRA, from a safetensors file or a folder, between requests; see `LoraSet.load`.
+
+        Raises `UsageError` for one of another family or size, or with keys that match nothing, and
+        while requests are worked on.
+        """
+        self._settle("load a LoRA")
+        return self.loras.load(
+            path,
+            weight,
+            name,
+            component=component,
+            merged=merged,
+            allow_unmatched=allow_unmatched,
+        )
+
+    def unload_lora(self, name: str) -> None:
+        """Remove a LoRA; the weights are again what they were, to the bit."""
+        self._settle("unload a LoRA")
+        self.loras.unload(name)
+
+    def _settle(self, what: str) -> None:
+        """Weights may change now: nobody reads them, and they are at home."""
+        if self.scheduler.busy:
+            raise UsageError(f"cannot {what} while requests are worked on; wait for their jobs")
+        self.offload.leave()
 
     @cached_property
     def vae(self) -> Any:
         """The picture autoencoder, in float32 as the reference keeps it."""
-        return registry.open_component(self.checkpoint, "vae", self.device, torch.float32)
+        return self._open("vae", torch.float32)
 
     @cached_property
     def sound(self) -> Any:
@@ -127,28 +258,44 @@ class Engine:
             return None
         return registry.open_component(self.checkpoint, "audio", self.device, torch.float32)
 
-    def given(self, plan: Plan) -> Given | None:
-        """What the transformer is shown besides the noise of a request; None for most models."""
-        if not self.checkpoint.presets.bearings:
-            return None
-        channels, frames, rows, columns = plan.latent_shape
-        mask = torch.zeros(plan.latent_shape, dtype=torch.bool)
-        values = torch.zeros(plan.latent_shape)
-        if self.sound is not None:
-            strip = (..., plan.tracks[-1].rows, slice(None))
-            mask[strip], values[strip] = self.sound.given(frames)
-        after = bearing_frame(channels, rows, columns)
-        return Given(*(x.to(self.device) for x in (mask, values, after)))
+    @cached_property
+    def image_encoder(self) -> ImageEncoder:
+        """The picture encoder of a model that is shown pictures beside the text, in float32 as the
+        published examples keep it."""
+        component = self.checkpoint.component
+        return ImageEncoder(
+            component("image_processor"),
+            component("image_encoder"),
+            self.device,
+            torch.float32,
+            self.offload,
+        )
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The tokenizer and the text encoder."""
         component = self.checkpoint.component
         return TextEncoder(
-            component("tokenizer"), component("text_encoder"), self.device, self.dtype
+            component("tokenizer"),
+            component("text_encoder"),
+            self.device,
+            self.dtype,
+            self.offload,
+            self.text_cache,
         )
 
-    def _report(self, request: Request, plan: Plan, seconds: dict[str, float]) -> dict[str, Any]:
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a saved run must go on with: the weights, by their hash, and the dtype."""
+        loras = (f"{lora.sha256}:{lora.weight:g}" for lora in self.loras.reports.values())
+        return {
+            "weights": self.checkpoint.weight_hash(),
+            "dtype": str(self.dtype)[6:],
+            "loras": " ".join(loras) or "none",
+        }
+
+    def report(self, request: Request, plan: Plan, seconds: dict[str, float]) -> dict[str, Any]:
+        """How a video was made: request, plan, model, versions, seconds by stage, warnings."""
         from .. import __version__
 
         checkpoint = self.checkpoint
@@ -156,8 +303,10 @@ class Engine:
             "request": request.as_dict(),
             "plan": plan.as_dict(),
             "executor": self.executor,
+            "offload": self.offload.mode,
             "backends": self.transformer.ops.backends,
             "model": {"name": checkpoint.name, "weights": checkpoint.weight_hash()},
+            "loras": [lora.as_dict() for lora in self.loras.reports.values()],
             "versions": {
                 "kinema": __version__,
                 "torch": torch.__version__,
@@ -166,15 +315,6 @@ class Engine:
             "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
             "warnings": self.text_encoder.warnings(request.prompt),
         }
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
 def _as_request(request: Request | str, fields: dict[str, Any]) -> Request:

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 
 from .errors import KinemaError, UsageError
+from .files import beside, reason_of, whole_or_nothing
 
 if TYPE_CHECKING:
     import av
@@ -88,11 +85,11 @@ def check_target(path: str | Path, overwrite: bool = True) -> Path:
             raise UsageError(f"output {str(path)!r} exists; --force (overwrite=True) replaces it")
         if not path.parent.is_dir():
             raise UsageError(f"output folder {str(path.parent)!r} does not exist")
-        probe = _beside(path)
+        probe = beside(path)
         probe.open("xb").close()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"output {str(path)!r} cannot be written: {_reason(error)}") from None
+        raise UsageError(f"output {str(path)!r} cannot be written: {reason_of(error)}") from None
     return path
 
 
@@ -110,9 +107,58 @@ def write_mp4(
     audio: float32 (num_samples, channels), 1 or 2 channels; cut or padded with silence.
     """
     path = check_target(path, overwrite)
-    with _whole_or_nothing(path) as unfinished:
-        _encode(unfinished, frames, _as_fraction(fps), audio, sample_rate, report or {})
+    with whole_or_nothing(path) as unfinished, Encoder(unfinished, fps, sample_rate) as encoder:
+        for frame in frames:
+            encoder.add(frame)
+        encoder.finish(audio, report)
     return path
+
+
+class Encoder:
+    """A file being made: frames are encoded as they come; what is said of them comes last.
+
+    `file` is written when `finish` is called; until then what was encoded is in memory.
+    """
+
+    def __init__(self, file: Path, fps: float, sample_rate: int | None = None) -> None:
+        import av
+
+        self.fps, self.sample_rate, self.num_frames = _as_fraction(fps), sample_rate, 0
+        timescale = str(_timescale(self.fps, sample_rate))
+        options = {"movflags": "+faststart", "movie_timescale": timescale}
+        file.touch()  # PyAV makes it with the first packet; who cannot write should hear it now
+        self._container = av.open(str(file), "w", format="mp4", options=options)
+        self._picture: av.VideoStream | None = None
+        self._packets: list[av.Packet] = []
+
+    def add(self, frame: np.ndarray) -> None:
+        """Encode one frame, uint8 (height, width, 3)."""
+        if self._picture is None:
+            self._picture = _add_picture(self._container, frame, self.fps)
+        self._packets += self._picture.encode(_to_yuv(frame, self._picture))
+        self.num_frames += 1
+
+    def finish(self, audio: np.ndarray | None, report: dict[str, Any] | None) -> None:
+        """Write what was encoded, with as much audio as it lasts and a report."""
+        from .. import __version__
+
+        if self._picture is None:
+            raise UsageError("there are no frames to write")
+        container, picture = self._container, self._picture
+        container.metadata["comment"] = json.dumps({"kinema": __version__, **(report or {})})
+        sound = _add_sound(container, audio, self.sample_rate)
+        for packet in [*self._packets, *picture.encode()]:
+            container.mux(packet)
+        if sound is not None:
+            num_samples = count_samples(self.num_frames, self.sample_rate, self.fps)
+            container.mux(sound.encode(_to_planar(fit_samples(audio, num_samples), sound)))
+            container.mux(sound.encode())
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
 
 
 def count_samples(num_frames: int, sample_rate: int, fps: float | Fraction) -> int:
@@ -141,7 +187,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
         with av.open(str(path)) as container:
             media, comment = _measure(container), container.metadata.get("comment", "")
     except (OSError, ValueError) as error:
-        raise KinemaError(f"{str(path)!r} is no video that can be read: {_reason(error)}") from None
+        reason = reason_of(error)
+        raise KinemaError(f"{str(path)!r} is no video that can be read: {reason}") from None
     try:
         report = json.loads(comment)
     except ValueError:
@@ -149,37 +196,6 @@ def read_info(path: str | Path) -> dict[str, Any]:
     if not isinstance(report, dict) or "kinema" not in report:
         raise KinemaError(f"{str(path)!r} says nothing about itself: kinema did not write it")
     return {"path": str(path), "media": media, **report}
-
-
-def _encode(
-    file: Path,
-    frames: Iterable[np.ndarray],
-    fps: Fraction,
-    audio: np.ndarray | None,
-    sample_rate: int | None,
-    report: dict[str, Any],
-) -> None:
-    import av
-
-    from .. import __version__
-
-    options = {"movflags": "+faststart", "movie_timescale": str(_timescale(fps, sample_rate))}
-    with av.open(str(file), "w", format="mp4", options=options) as container:
-        container.metadata["comment"] = json.dumps({"kinema": __version__, **report})
-        frames = iter(frames)
-        if (first := next(frames, None)) is None:
-            raise UsageError("there are no frames to write")
-        picture = _add_picture(container, first, fps)
-        sound = _add_sound(container, audio, sample_rate)
-        num_frames = 0
-        for frame in chain((first,), frames):
-            container.mux(picture.encode(_to_yuv(frame, picture)))
-            num_frames += 1
-        container.mux(picture.encode())
-        if sound is not None:
-            samples = fit_samples(audio, count_samples(num_frames, sample_rate, fps))
-            container.mux(sound.encode(_to_planar(samples, sound)))
-            container.mux(sound.encode())
 
 
 def _add_picture(
@@ -271,25 +287,3 @@ def _measure(container: av.container.InputContainer) -> dict[str, Any]:
         media["channels"] = audio.channels
         media["num_samples"] = round((audio.duration or 0) * audio.time_base * audio.rate)
     return media
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".kinema-{uuid4().hex}.part")
-
-
-@contextmanager
-def _whole_or_nothing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; renamed to it at the end, removed if the body fails."""
-    unfinished = _beside(path)
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise KinemaError(f"cannot write {str(path)!r}: {_reason(error)}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return words[0].lower() + words[1:]

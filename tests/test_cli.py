@@ -27,26 +27,48 @@ class PretendEngine:
 
     failure: BaseException | None = None
     warnings: tuple[str, ...] = ()
+    failing_step: int | None = None
 
     def __init__(self, checkpoint):
         self.checkpoint = checkpoint
 
-    def generate(self, request, progress):
-        if self.failure is not None:
-            raise self.failure
-        plan = resolve(request, self.checkpoint)
+    def session(self, request):
+        return PretendSession(self, request)
+
+    def resume(self, file):
+        return PretendSession(self, kinema.Request(Path(file).read_text()))
+
+
+class PretendSession:
+    """A session of it; it is saved as its prompt."""
+
+    def __init__(self, engine, request):
+        self.engine, self.request = engine, request
+
+    def save(self, file):
+        file.write_text(self.request.prompt)
+
+    def record(self, path, progress, overwrite):
+        engine, request = self.engine, self.request
+        if engine.failure is not None:
+            raise engine.failure
+        plan = resolve(request, engine.checkpoint)
         for stage, total in (("encode", 1), ("denoise", plan.num_inference_steps), ("decode", 1)):
             for index in range(1, total + 1):
                 progress(Progress(stage, index, total))
+                if engine.failing_step == index and stage == "denoise":
+                    raise KeyboardInterrupt
         report = {
             "request": request.as_dict(),
             "plan": plan.as_dict(),
             "seconds": {"denoise": 0.5},
-            "warnings": list(self.warnings),
+            "warnings": list(engine.warnings),
         }
         frames = np.full((plan.num_frames, plan.height, plan.width, 3), 128, np.uint8)
         audio = np.zeros((count_samples(plan.num_frames, 16_000, plan.fps), 1), np.float32)
-        return Video(frames, plan.fps, audio, 16_000, report=report)
+        video = Video(frames, plan.fps, audio, 16_000, report=report)
+        video.save(path, overwrite)
+        return video
 
 
 @pytest.fixture
@@ -55,13 +77,14 @@ def engine(monkeypatch: pytest.MonkeyPatch, checkpoint_folder: Path, tmp_path: P
     monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", checkpoint_folder)
     loaded = {}
 
-    def load(source=None, device=None, dtype=None, backends=None):
-        loaded.update(source=source, device=device, dtype=dtype, backends=backends)
+    def load(source=None, device=None, dtype=None, **run_by):
+        loaded.update(source=source, device=device, dtype=dtype, **run_by)
         return PretendEngine(checkpoints.open_checkpoint(source))
 
     monkeypatch.setitem(vars(kinema), "load", load)
     monkeypatch.setattr(PretendEngine, "failure", None)
     monkeypatch.setattr(PretendEngine, "warnings", ())
+    monkeypatch.setattr(PretendEngine, "failing_step", None)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     return loaded
@@ -126,9 +149,25 @@ def test_warnings_are_said_but_do_not_refuse(engine, capsys, monkeypatch):
     assert json.loads(out)["report"]["warnings"] == ["the model has never seen: zebra"]
 
 
+def test_a_run_is_saved_gone_on_with_and_cleaned_up(engine, capsys, monkeypatch):
+    monkeypatch.setattr(PretendEngine, "failing_step", 5)
+    assert run(["generate", PROMPT, "-o", "a.mp4", "--save-every", "2"]) == 130
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "kinema: stopped; --resume a.kinema goes on from the last save"
+    assert os.listdir() == ["a.kinema"]
+    monkeypatch.setattr(PretendEngine, "failing_step", None)
+    assert run(["generate", "--resume", "a.kinema", "-o", "a.mp4", "--save-every", "2"]) == 0
+    assert os.listdir() == ["a.mp4"] and read_info("a.mp4")["request"]["prompt"] == PROMPT
+    assert run(["generate", PROMPT, "-o", "b.mp4", "--keep-latents"]) == 0
+    assert sorted(os.listdir()) == ["a.mp4", "b.kinema", "b.mp4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ([PROMPT, "-o", "a.mp4", "--resume", "a.kinema"], ["has its own prompt"]),
+        ([PROMPT, "-o", "a.mp4", "--save-every", "0"], ["--save-every is 0", "1 step or more"]),
+        (["-o", "a.mp4"], ["prompt is empty"]),
         (["", "-o", "a.mp4"], ["prompt is empty"]),
         (["x" * 100_000, "-o", "a.mp4"], ["100,000", "32,000"]),
         ([PROMPT], ["'-o'", "--help"]),

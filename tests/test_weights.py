@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from kinema.runtime import registry, weights
+from kinema.runtime import registry, shards, weights
 from kinema.runtime.checkpoint import open_checkpoint
 from kinema.runtime.errors import KinemaError
 from kinema.runtime.models.wan import WanConfig, WanTransformer
@@ -43,14 +46,14 @@ def open_wan(folder, **options):
 
 def save_shards(tensors, folder, count=3):
     names = sorted(tensors)
-    shards = {
+    files = {
         f"diffusion_pytorch_model-{i}-of-{count}.safetensors": names[i::count] for i in range(count)
     }
-    for shard, held in shards.items():
+    for shard, held in files.items():
         save_file({name: tensors[name] for name in held}, folder / shard)
-    index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    index = {"weight_map": {name: shard for shard, held in files.items() for name in held}}
     (folder / f"{SINGLE}.index.json").write_text(json.dumps(index))
-    return list(shards)
+    return list(files)
 
 
 def test_one_file(model, folder):
@@ -146,10 +149,167 @@ def test_a_damaged_header(folder, content):
         open_wan(folder)
 
 
+def rewritten(tensors, file, **changes):
+    """A file whose header says something else of its first tensor."""
+    save_file(tensors, file)
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    first = min(header, key=lambda name: header[name]["data_offsets"])
+    header[first] |= changes
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    return 8 + len(text)
+
+
+TWO = {"first": torch.zeros(4, 5), "second": torch.ones(6)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "at", "words"),
+    [
+        ({"dtype": "F16"}, 0, "said to take 80 bytes, 40 as F16 [4, 5]"),
+        ({"dtype": "F64"}, 0, "said to take 80 bytes, 160 as F64 [4, 5]"),
+        ({"shape": [4, 6]}, 0, "said to take 80 bytes, 96 as F32 [4, 6]"),
+        ({"shape": [-4, -5]}, 0, "first is said to begin at"),
+        ({"data_offsets": [80, 0]}, 0, "first is said to begin at"),  # flipped
+        ({"data_offsets": [8, 88]}, 0, "first is said to begin at"),  # a gap, then an overlap
+        ({"data_offsets": [0, 88]}, 0, "said to take 88 bytes"),
+        ({"shape": [4, 4], "data_offsets": [0, 64]}, 64, "second is said to begin at"),
+    ],
+)
+def test_a_header_that_contradicts_itself(folder, changes, at, words):
+    file = folder / SINGLE
+    start = rewritten(TWO, file, **changes)
+    with pytest.raises(KinemaError) as caught:
+        shards.read_header(file)
+    assert f"{SINGLE} is damaged at byte {start + at}: " in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("offsets", [["0", "80"], [0.0, 80.0], [0], None, [True, 80]])
+def test_offsets_are_two_integers(folder, offsets):
+    rewritten(TWO, folder / SINGLE, data_offsets=offsets)
+    with pytest.raises(KinemaError, match="no header at byte offset 8"):
+        shards.read_header(folder / SINGLE)
+
+
+def test_an_unknown_type_and_bytes_left_over(folder):
+    rewritten(TWO, folder / SINGLE, dtype="F4")
+    with pytest.raises(KinemaError, match=r"first in .* is 'F4'; known types: F64, F32"):
+        shards.read_header(folder / SINGLE)
+    save_file(TWO, folder / SINGLE)
+    size = (folder / SINGLE).stat().st_size
+    (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes() + b"more")
+    with pytest.raises(KinemaError, match=f"damaged at byte {size}: no tensor has what follows"):
+        shards.read_header(folder / SINGLE)
+
+
+def test_integers_are_no_weights(model, folder):
+    tensors = model.to_published()
+    tensors["proj_out.weight"] = tensors["proj_out.weight"].to(torch.int8)
+    save_file(tensors, folder / SINGLE)
+    with pytest.raises(KinemaError, match=r"proj_out\.weight in .* is I8; a float is expected"):
+        open_wan(folder)
+
+
+def test_every_type_is_read_as_safetensors_reads_it(folder):
+    kinds = [kind for kind in weights.TYPES.values() if kind != torch.bool]
+    tensors = {str(kind): torch.arange(1, 8).to(kind) for kind in kinds}
+    tensors |= {
+        "bool": torch.tensor([True, False]),
+        "empty": torch.zeros(0, 3),
+        "one": torch.tensor(2.0),
+    }
+    save_file(tensors, folder / SINGLE)
+    for name, tensor in weights.stream(shards.read_entries(folder)):
+        assert tensor.dtype == tensors[name].dtype and tensor.shape == tensors[name].shape
+        assert tensor.view(-1).tolist() == tensors[name].view(-1).tolist()
+
+
+def test_unaligned_bytes_are_read(folder):
+    """Files of other writers need not pad their header."""
+    text = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    text += b" " * (-len(text) % 8 + 1)
+    data = torch.tensor([1.5, -2.0]).numpy().tobytes()
+    (folder / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    ((_, tensor),) = weights.stream(shards.read_entries(folder))
+    assert tensor.tolist() == [1.5, -2.0]
+
+
+def test_two_files_with_one_tensor(model, folder):
+    names = save_shards(model.to_published(), folder)
+    first, second = (load_file(folder / name) for name in names[:2])
+    again = next(iter(second))
+    save_file({**first, again: second[again]}, folder / names[0])
+    with pytest.raises(KinemaError, match=rf"both hold {again}; keep one"):
+        open_wan(folder)
+
+
+@pytest.mark.parametrize("name", ["../stolen.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_shards_lie_beside_their_index(folder, name):
+    (folder / f"{SINGLE}.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(KinemaError, match="which is not a file beside it"):
+        open_wan(folder)
+
+
+def test_a_variant_beside_the_weights_is_left_alone(model, folder):
+    save_file(model.to_published(), folder / SINGLE)
+    save_file({"other": torch.zeros(1)}, folder / "diffusion_pytorch_model.fp16.safetensors")
+    open_wan(folder)
+
+
+MEMORY = """
+import json, sys, torch
+from pathlib import Path
+from kinema.runtime import weights
+from kinema.runtime.models.wan import WanConfig, WanTransformer
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+def load(folder, layers):
+    config = WanConfig(**json.loads(sys.argv[1]), num_layers=layers)
+    table = config.weight_table()
+    return weights.load(lambda: WanTransformer(config), Path(folder), table, dtype=torch.bfloat16)
+
+load(sys.argv[2], 1)  # what imports and first uses take
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = resident("VmRSS")
+model = load(sys.argv[3], 24)
+print(resident("VmHWM") - before, sum(p.nbytes for p in model.parameters()))
+"""
+WIDE = {"num_attention_heads": 8, "attention_head_dim": 64, "text_dim": 64, "ffn_dim": 2048}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's accounting")
+@pytest.mark.parametrize(("count", "stored"), [(1, torch.float32), (4, torch.bfloat16)], ids=str)
+def test_loading_holds_the_model_and_a_tensor(tmp_path, count, stored):
+    """Peak memory of a process of its own: never a second copy, nor a shard, nor another type."""
+    for name, layers in (("small", 1), ("large", 24)):
+        with torch.device("meta"):
+            published = WanTransformer(WanConfig(**WIDE, num_layers=layers)).to_published()
+        tensors = {name: torch.zeros(like.shape, dtype=stored) for name, like in published.items()}
+        (tmp_path / name).mkdir()
+        if count == 1:
+            save_file(tensors, tmp_path / name / SINGLE)
+        else:
+            save_shards(tensors, tmp_path / name, count)
+    folders = [str(tmp_path / name) for name in ("small", "large")]
+    command = [sys.executable, "-c", MEMORY, json.dumps(WIDE), *folders]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, model = map(int, run.stdout.split())
+    assert model > 190e6
+    # Its largest tensor takes 4 MB in float32; what the system maps around it varies, up to 25 MB.
+    # A second copy would be 208 MB more, a shard 52 MB.
+    assert peak < model + 45e6
+
+
 def test_a_missing_shard(model, folder):
-    shards = save_shards(model.to_published(), folder)
-    (folder / shards[1]).unlink()
-    with pytest.raises(KinemaError, match=f"missing: {shards[1]}"):
+    files = save_shards(model.to_published(), folder)
+    (folder / files[1]).unlink()
+    with pytest.raises(KinemaError, match=f"missing: {files[1]}"):
         open_wan(folder)
 
 

@@ -1,0 +1,42 @@
+"""The benchmark of loading, on next to no bytes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kinema.benchmarks import load, measure
+from kinema.runtime.shards import read_entries, weight_files
+
+TINY = {"num_attention_heads": 1, "attention_head_dim": 24, "ffn_dim": 32, "text_dim": 16}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setattr(load, "WIDTHS", TINY)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+
+
+@pytest.mark.parametrize("options", [[], ["--shards", "3"], ["--stored", "float32"]], ids=str)
+def test_it_prints_ratios(capsys, options):
+    load.main(["--gigabytes", "0.0003", "--repeats", "1", *options])
+    out = capsys.readouterr().out
+    assert f"in {3 if '--shards' in options else 1} file(s), warm: read " in out
+    assert "load takes " in out and "times read into memory" in out
+
+
+def test_it_writes_a_row(tmp_path):
+    load.main(["--gigabytes", "0.0003", "--repeats", "1", "--write"])
+    written = json.loads((tmp_path / "load.json").read_text())
+    (row,) = written["rows"]
+    assert set(row["ratio"]) == {"read", "read into memory"} and "versions" in written["provenance"]
+
+
+@pytest.mark.parametrize("gigabytes", [0.0003, 0.001])
+def test_the_size_is_about_what_was_asked_for(tmp_path, gigabytes):
+    config = load.config_of(gigabytes, load.torch.bfloat16)
+    files = load.write_checkpoint(tmp_path, config, load.torch.bfloat16, 2)
+    assert weight_files(tmp_path) == files
+    entries = read_entries(tmp_path).values()
+    assert sum(e.end - e.start for e in entries) == pytest.approx(gigabytes * 1e9, rel=0.05)
