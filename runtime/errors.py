@@ -11,3 +11,9 @@ class UsageError(KinemaError, ValueError):
     """A request that cannot run as it stands, refused before any work. Exit code 2."""
 
     exit_code = 2
+
+
+class Cancelled(KinemaError):
+    """Work that was asked to stop, and has given back what it held. Exit code 130."""
+
+    exit_code = 130

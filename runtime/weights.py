@@ -1,28 +1,40 @@
-"""Published weights into native modules and back: a rename table and a stream of tensors.
-
-Only safetensors files are read: they hold tensors and nothing that runs.
-"""
+"""Published weights into native modules and back: a rename table and a stream of tensors."""
 
 from __future__ import annotations
 
-import json
-import re
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import KinemaError
+from .originals import match
+from .shards import Entry, read_entries, where
 
-SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-INDEX_SUFFIX = ".safetensors.index.json"
-PICKLED = (".bin", ".pth", ".pt", ".ckpt")
-HEADER_LIMIT = 100_000_000  # bytes; the format's own
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+NEIGHBOURS = 1 << 20  # bytes
 
 Module = TypeVar("Module", bound=nn.Module)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -51,12 +63,22 @@ class WeightTable:
     `rules` maps a native name (or a module's prefix; `{}` stands for a block's number) to the
     published names whose tensors, stacked along rows in this order, it holds. `layouts` gives a
     published name (same form) a change of layout. A published name with a part named in
-    `keep_fp32` is kept in float32 whatever the dtype asked for.
+    `keep_fp32` is kept in float32 whatever the dtype asked for; one with a part in `unused` is left
+    out, as nothing reads it.
     """
 
     rules: Mapping[str, tuple[str, ...]]
     layouts: Mapping[str, Layout]
     keep_fp32: frozenset[str] = frozenset()
+    unused: frozenset[str] = frozenset()
+
+    def used(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
+        """Those that are not left out."""
+        return {
+            name: value
+            for name, value in tensors.items()
+            if self.unused.isdisjoint(name.split("."))
+        }
 
     def slots(self, native_names: Iterable[str]) -> dict[str, Slot]:
         """Published name -> slot, for every published tensor that `native_names` are made of."""
@@ -70,19 +92,9 @@ class WeightTable:
             yield name, Slot(native, part, len(self.rules[rule]), self.layouts.get(source), keep)
 
     def _match(self, native: str) -> tuple[str, str, str]:
-        for rule in self.rules:
-            pattern = re.escape(rule).replace(r"\{\}", r"(?P<number>\d+)")
-            if found := re.fullmatch(rf"{pattern}(?P<tail>\..+)?", native):
-                return rule, found.groupdict().get("number") or "", found["tail"] or ""
+        if found := match(self.rules, native):
+            return found
         raise KeyError(f"no rule for the native weight {native!r}")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a file's header says of one tensor."""
-
-    file: Path
-    shape: tuple[int, ...]
 
 
 # ---- loading -------------------------------------------------------------------------------------
@@ -90,29 +102,35 @@ class Entry:
 
 def load(
     create: Callable[[], Module],
-    folder: Path,
+    weights: Path | Mapping[str, Entry],
     table: WeightTable | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Module:
     """A module with the weights of a checkpoint folder, in eval mode and without gradients.
 
-    `create` makes it on the meta device; tensors are then read one by one from memory-mapped files.
-    `table` renames them; without one the names are equal. Raises `KinemaError` naming the file that
-    is damaged, missing or not safetensors, or the tensors that are missing, left over or misshapen.
+    `weights`: the folder, or what its files hold (`read_entries`) by published name. `create` makes
+    the module on the meta device; tensors are then read one by one from memory-mapped files, so
+    that the host never holds more than the module and one tensor. `table` renames them; without one
+    the names are equal. Raises `KinemaError` naming the file that is damaged, missing or not
+    safetensors, or the tensors that are missing, left over, misshapen or not numbers of the right
+    kind.
     """
     with torch.device("meta"):
         module = create()
     native = module.state_dict()
-    slots = (table or same_names(native)).slots(native)
-    entries = {name: entry for file in weight_files(folder) for name, entry in read_header(file)}
+    table = table or same_names(native)
+    slots = table.slots(native)
+    entries = table.used(read_entries(weights) if isinstance(weights, Path) else weights)
     check_names(slots, entries)
     for name, slot in slots.items():
-        check_shape(name, entries[name], slot, native[slot.native])
+        check_entry(name, entries[name], slot, native[slot.native])
     filled: dict[str, Tensor] = {}
     for name, tensor in stream(entries):
         place(filled, native[slots[name].native], slots[name], tensor, device, dtype)
     module.load_state_dict(filled, assign=True)
+    left = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    assert not left, f"buffers that no checkpoint holds: {left}"
     return module.requires_grad_(False).eval()
 
 
@@ -139,92 +157,71 @@ def place(
 
 
 def stream(entries: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) file by file; a tensor is a view of the mapped file as long as it is held."""
-    from safetensors import SafetensorError, safe_open
+    """(name, tensor) file by file, in the order of the bytes.
 
+    A tensor is a view of the mapped file: use it before asking for the next, whose bytes then take
+    the place of its own in memory.
+    """
     for file in dict.fromkeys(entry.file for entry in entries.values()):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  # it is no dict
-                    yield name, tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise KinemaError(f"cannot read {_where(file)}: {error}") from None
+        mapped = _map(file)
+        held = [(name, entry) for name, entry in entries.items() if entry.file == file]
+        held.sort(key=lambda item: item[1].start)
+        following = [entry for _, entry in held[1:]]
+        for (name, entry), after in zip_longest(held, following):
+            if after is not None:
+                _advise(mapped, "MADV_WILLNEED", after.start, after.end)
+            yield name, _view(mapped, entry)
+            # A page that is read maps its neighbours as well, some before it.
+            _advise(mapped, "MADV_DONTNEED", entry.start - NEIGHBOURS, entry.end)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component's folder; raises `KinemaError` where one is missing."""
-    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
-    files = sorted(folder.glob("*.safetensors"))
-    for name in SINGLE_FILES:
-        if folder / name in files:
-            return [folder / name]
-    if len(indices) == 1:
-        return _shards(indices[0])
-    if len(files) == 1:
-        return files
-    if files or indices:
-        names = ", ".join(path.name for path in [*indices, *files])
-        raise KinemaError(f"{_where(folder)} has several sets of weights: {names}; keep one")
-    pickled = sorted(path for path in folder.glob("*") if path.suffix in PICKLED)
-    if pickled:
-        raise KinemaError(_how_to_convert(pickled[0]))
-    raise KinemaError(f"{_where(folder)} has no weights; {SINGLE_FILES[0]} is expected")
+def read_tensor(entry: Entry) -> Tensor:
+    """One tensor, copied out of its file."""
+    return _view(_map(entry.file), entry).clone()
 
 
-def _shards(index: Path) -> list[Path]:
+def _map(file: Path) -> mmap.mmap:
+    """A file as memory, unmapped once no tensor views it. Writes would stay private."""
     try:
-        names = json.loads(index.read_text())["weight_map"].values()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise KinemaError(f"cannot read {_where(index)}: {error!r}") from None
-    shards = [index.parent / name for name in sorted(set(names))]
-    if absent := [shard.name for shard in shards if not shard.is_file()]:
-        raise KinemaError(f"{_where(index)} names shards that are missing: {', '.join(absent)}")
-    return shards
+        with file.open("rb") as raw:
+            return mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise KinemaError(f"cannot read {where(file)}: {error}") from None
 
 
-def _how_to_convert(file: Path) -> str:
-    return (
-        f"{_where(file)} is a pickle, which can run code and is not read; to convert it: python -c"
-        ' "import torch, safetensors.torch as s;'
-        f" s.save_file({{k: v.clone() for k, v in torch.load('{file.name}', weights_only=True)"
-        f""".items()}}, '{SINGLE_FILES[0]}')\""""
+def _view(mapped: mmap.mmap, entry: Entry) -> Tensor:
+    kind = TYPES[entry.dtype]
+    if entry.end == entry.start:
+        return torch.empty(entry.shape, dtype=kind)
+    if entry.end > len(mapped):
+        raise KinemaError(f"{where(entry.file)} was cut off at byte {len(mapped)} while being read")
+    raw = torch.frombuffer(
+        mapped, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start
     )
+    if entry.start % kind.itemsize:
+        raw = raw.clone()
+    return raw.view(kind).view(entry.shape)
 
 
-def read_header(file: Path) -> Iterator[tuple[str, Entry]]:
-    """(name, entry) of every tensor in a file; raises `KinemaError` where it is cut or damaged."""
-    size = file.stat().st_size
-    with file.open("rb") as raw:
-        length = int.from_bytes(raw.read(8), "little")
-        if size < 8 or length > min(size - 8, HEADER_LIMIT):
-            need = f"a header of {length} bytes" if size >= 8 else "8 bytes of header length"
-            raise KinemaError(f"{_where(file)} is cut or damaged: {size} bytes, {need} expected")
-        try:
-            header: dict[str, Any] = json.loads(raw.read(length))
-            header.pop("__metadata__", None)
-            entries = {name: Entry(file, tuple(tensor["shape"])) for name, tensor in header.items()}
-            ends = {name: 8 + length + tensor["data_offsets"][1] for name, tensor in header.items()}
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise KinemaError(f"{_where(file)} is damaged: no header at byte offset 8") from None
-    cut = [(end, name) for name, end in ends.items() if end > size]
-    if cut:
-        end, name = min(cut)
-        raise KinemaError(
-            f"{_where(file)} is cut off at byte {size} of {max(ends.values())}:"
-            f" {name} ends at {end}"
-        )
-    yield from entries.items()
+def _advise(mapped: mmap.mmap, advice: str, start: int, end: int) -> None:
+    """Tell the system what will happen to bytes of a mapped file, where it can be told."""
+    if hasattr(mmap, advice):
+        start = max(0, start) // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(getattr(mmap, advice), start, end - start)
 
 
-def check_shape(name: str, entry: Entry, slot: Slot, native: Tensor) -> None:
-    """Raise `KinemaError` unless the published tensor has the shape that its slot asks for."""
+def check_entry(name: str, entry: Entry, slot: Slot, native: Tensor) -> None:
+    """Raise `KinemaError` unless the published tensor has the shape and kind its slot asks for."""
     rows = native.chunk(slot.parts)[slot.part]
     wanted = tuple((slot.layout.to_published(rows) if slot.layout else rows).shape)
     if entry.shape != wanted:
         raise KinemaError(
-            f"{name} in {_where(entry.file)} has shape {list(entry.shape)};"
+            f"{name} in {where(entry.file)} has shape {list(entry.shape)};"
             f" the config asks for {list(wanted)}"
         )
+    if TYPES[entry.dtype].is_floating_point != native.is_floating_point():
+        kind = "a float" if native.is_floating_point() else "an integer"
+        raise KinemaError(f"{name} in {where(entry.file)} is {entry.dtype}; {kind} is expected")
 
 
 # ---- whole dicts ---------------------------------------------------------------------------------
@@ -234,7 +231,7 @@ def from_published(
     table: WeightTable, native_names: Iterable[str], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """A native state dict from published tensors; `KinemaError` on missing or leftover names."""
-    slots = table.slots(native_names)
+    slots, tensors = table.slots(native_names), table.used(tensors)
     check_names(expected=slots, found=tensors)
     parts: dict[str, list[Tensor]] = {}
     for name, slot in slots.items():
@@ -269,7 +266,3 @@ def check_names(expected: Iterable[str], found: Iterable[str]) -> None:
 def _some(names: set[str], limit: int = 6) -> str:
     listed = ", ".join(sorted(names)[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
-
-
-def _where(path: Path) -> str:
-    return "/".join(path.parts[-3:])

@@ -1,0 +1,167 @@
+"""Loading a transformer beside reading the bytes of its files.
+
+`python -m kinema.benchmarks.load --gigabytes 3`: random weights in a temporary folder, named and
+laid out as published, then two readings of the files (into one small buffer that stays in the
+processor's cache, which no loader can beat; into memory of their own, as a copy of them needs) and
+kinema's loading, taking turns. `--cold` drops the files from the page cache before every turn
+(Linux). Prints the ratios; writes results/load.json where asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..runtime import weights
+from ..runtime.models.wan import WanConfig, WanTransformer
+from ..runtime.shards import SINGLE_FILES
+from .measure import interleave, median_ratio, provenance, summary, write_rows
+
+# The widths of Wan2.1-T2V-1.3B; the number of blocks follows from the size asked for.
+WIDTHS = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
+BUFFER = 4 << 20
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the ratios and, if asked, write the row."""
+    parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.load")
+    parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--stored", default="bfloat16", help="dtype of the files")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the loaded module")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cold", action="store_true", help="drop the page cache before each turn")
+    parser.add_argument("--folder", type=Path, help="where to write the files for the time it runs")
+    parser.add_argument("--write", action="store_true", help="write results/load.json")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        row = measure(Path(folder), options)
+    print(describe(row))
+    if options.write:
+        rows = {"provenance": provenance("safetensors"), "rows": [row]}
+        print(f"wrote {write_rows('load', rows)}")
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One row: seconds of both readings and of loading, and the ratios."""
+    config = config_of(options.gigabytes, getattr(torch, options.stored))
+    files = write_checkpoint(folder, config, getattr(torch, options.stored), options.shards)
+    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
+
+    def load() -> None:
+        weights.load(lambda: WanTransformer(config), folder, config.weight_table(), device, dtype)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    turns: dict[str, Callable[[], object]] = {
+        "read": lambda: read_through(files),
+        "read into memory": lambda: [file.read_bytes() for file in files],
+        "load": load,
+    }
+    if options.cold:
+        turns = {name: after_dropping(files, turn) for name, turn in turns.items()}
+    seconds = interleave(turns, options.repeats)
+    return {
+        "bytes": sum(file.stat().st_size for file in files),
+        "shards": len(files),
+        "stored": options.stored,
+        "dtype": options.dtype,
+        "device": str(device),
+        "page_cache": "cold" if options.cold else "warm",
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "ratio": {
+            name: round(median_ratio(seconds["load"], values), 3)
+            for name, values in seconds.items()
+            if name != "load"
+        },
+    }
+
+
+def config_of(gigabytes: float, dtype: torch.dtype) -> WanConfig:
+    """A configuration whose weights take about so many bytes."""
+    one, two = (numbers_of(WanConfig(**WIDTHS, num_layers=layers)) for layers in (1, 2))
+    rest = gigabytes * 1e9 / dtype.itemsize - one
+    return WanConfig(**WIDTHS, num_layers=1 + max(0, round(rest / (two - one))))
+
+
+def numbers_of(config: WanConfig) -> int:
+    """How many parameters a configuration has."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in WanTransformer(config).parameters())
+
+
+def write_checkpoint(
+    folder: Path, config: WanConfig, dtype: torch.dtype, shards: int
+) -> list[Path]:
+    """Random weights under published names, in so many files of about equal size."""
+    with torch.device("meta"):
+        published = WanTransformer(config).to_published()
+    names = sorted(published)
+    if shards == 1:
+        held = {SINGLE_FILES[0]: names}
+    else:
+        held = {
+            f"diffusion_pytorch_model-{index + 1:05}-of-{shards:05}.safetensors": names[
+                index * len(names) // shards : (index + 1) * len(names) // shards
+            ]
+            for index in range(shards)
+        }
+        index = {"weight_map": {name: file for file, mine in held.items() for name in mine}}
+        (folder / f"{SINGLE_FILES[0]}.index.json").write_text(json.dumps(index))
+    for file, mine in held.items():
+        save_file(dict(draw(published, mine, dtype)), folder / file)
+    return [folder / file for file in held]
+
+
+def draw(
+    like: dict[str, Tensor], names: list[str], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Random tensors of given shapes."""
+    for name in names:
+        yield name, torch.empty(like[name].shape, dtype=dtype).uniform_(-0.02, 0.02)
+
+
+def read_through(files: list[Path]) -> None:
+    """Read every byte into one buffer."""
+    buffer = memoryview(bytearray(BUFFER))
+    for file in files:
+        with file.open("rb", buffering=0) as raw:
+            while raw.readinto(buffer):
+                pass
+
+
+def after_dropping(files: list[Path], turn: Callable[[], object]) -> Callable[[], object]:
+    """`turn`, with the files out of the page cache; dropping takes next to no time."""
+
+    def cold() -> None:
+        for file in files:
+            with file.open("rb") as raw:
+                os.fsync(raw.fileno())
+                os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        turn()
+
+    return cold
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    parts = [f"{name} {values['median_s']:.3f} s" for name, values in row["seconds"].items()]
+    ratios = [f"{value:.2f} times {name}" for name, value in row["ratio"].items()]
+    return (
+        f"{row['bytes'] / 1e9:.2f} GB in {row['shards']} file(s), {row['page_cache']}:"
+        f" {', '.join(parts)}; load takes {', '.join(ratios)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
