@@ -11,7 +11,8 @@ from torch import Tensor
 
 from . import schedule, solvers
 from .errors import UsageError
-from .guidance import Denoiser, Guidance, Scale
+from .guidance import Denoiser
+from .guidance_options import Guidance, Scale
 from .schedule import Schedule
 from .solvers import History, Solver
 

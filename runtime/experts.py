@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from .guidance import Denoiser, is_guided, scales_of_experts
+from .guidance import Denoiser, scales_of_experts
 
 if TYPE_CHECKING:
-    from . import denoise
     from .plan import Plan, Track
     from .schedule import Schedule
 
@@ -26,15 +25,6 @@ class Expert(NamedTuple):
     def part(self) -> slice:
         return slice(self.steps.start, self.steps.stop)
 
-    def is_guided(self, tracks: Sequence[denoise.Track]) -> bool:
-        """Whether any of its predictions needs the negative prompt."""
-        return is_guided(self._own(track) for track in tracks)
-
-    def _own(self, track: denoise.Track) -> denoise.Track:
-        scale = track.guidance_scale
-        own = scale if isinstance(scale, (int, float)) else scale[self.part]
-        return replace(track, guidance_scale=own)
-
 
 def experts_of(plan: Plan, schedule: Schedule) -> list[Expert]:
     """Those with something to do, in order; the second where timesteps fall below the boundary."""
@@ -48,23 +38,29 @@ def experts_of(plan: Plan, schedule: Schedule) -> list[Expert]:
 
 
 def with_scales(plan: Plan, schedule: Schedule) -> Sequence[Track]:
-    """A plan's tracks, whose guidance scale is a list by step where two experts have one each."""
+    """A plan's tracks, whose guidance scale is a list by step where the request has one, and where
+    two experts have one each."""
+    picture, *others = plan.tracks
+    if plan.guidance.by_step is not None:
+        return [replace(picture, guidance_scale=plan.guidance.by_step), *others]
     if plan.boundary_ratio is None:
         return plan.tracks
     scales = plan.boundary_ratio, plan.guidance_scale, plan.guidance_scale_2
     return [replace(t, guidance_scale=scales_of_experts(schedule, *scales)) for t in plan.tracks]
 
 
-def in_turn(experts: Sequence[Expert], bind: Callable[[Expert], Denoiser]) -> Denoiser:
-    """A denoiser that is one expert after another.
+def in_turn(
+    experts: Sequence[Expert], bind: Callable[[Expert], Denoiser], used: Callable[[int], bool]
+) -> Denoiser:
+    """A denoiser that is one expert after another, asked at the steps that are `used`.
 
-    The first is bound now. Another is bound at the first of its steps, and takes the place of what
-    the one before it had computed.
+    The first is bound now if it is used at all. Another is bound when it is first asked, and takes
+    the place of what the one before it had computed.
     """
     turns = [(expert, i) for expert in experts for i in range(len(expert.steps))]
-    if len(experts) == 1:
-        return bind(experts[0])
-    bound = {experts[0]: bind(experts[0])}
+    bound: dict[Expert, Denoiser] = {}
+    if any(map(used, experts[0].steps)):
+        bound[experts[0]] = bind(experts[0])
 
     def predict(latents: Tensor, step: int) -> Tensor:
         expert, own_step = turns[step]

@@ -92,6 +92,9 @@ class Given:
             yield lambda seen: torch.cat([seen, self.beside.expand(len(seen), -1, -1, -1, -1)], 1)
 
 
+NOTHING = Given()
+
+
 def _frames(part: Tensor | None) -> int:
     return 0 if part is None else part.shape[-3]
 

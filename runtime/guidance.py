@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .guidance_options import Guidance, Scale
 from .sigmas import Schedule
 
 # predict(latents (B, C, F, H, W), step) -> prediction, of the same shape for each branch it has
 Denoiser = Callable[[Tensor, int], Tensor]
-Scale = float | Sequence[float]  # one for all predictions, or one for each
 
 STAR_EPS = 1e-8  # of the reference's optimised scale
 
@@ -41,67 +39,6 @@ class Branches(NamedTuple):
     both: Denoiser | None = None
     positive: Denoiser | None = None
     negative: Denoiser | None = None
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """What guidance does besides scaling.
-
-    rescale: 0 to 1, how far the prediction's deviation is brought back to that of the prompt's
-        branch (https://arxiv.org/abs/2305.08891, section 3.4).
-    interval: guidance holds from this part of the steps to that one
-        (https://arxiv.org/abs/2404.07724); the others run one branch.
-    zero_star, zero_init_steps: CFG-Zero* (https://arxiv.org/abs/2503.18886): the negative branch is
-        scaled to lie closest to the other, and the first steps predict nothing and run no branch.
-    """
-
-    rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    zero_star: bool = False
-    zero_init_steps: int = 0
-
-    def __post_init__(self) -> None:
-        start, stop = self.interval
-        if not 0 <= start < stop <= 1:
-            raise UsageError(
-                f"guidance interval is {start:g} to {stop:g}; parts of the steps from 0 to 1 work,"
-                " the first below the second"
-            )
-        if not 0 <= self.rescale <= 1:
-            raise UsageError(f"guidance rescale is {self.rescale:g}; it must be from 0 to 1")
-        if self.zero_init_steps < 0:
-            raise UsageError(f"zero_init_steps is {self.zero_init_steps}; it must be 0 or more")
-
-    def scales(self, guidance_scale: Scale, schedule: Schedule) -> tuple[float, ...]:
-        """A scale for each prediction of a schedule, 1 outside the interval.
-
-        A list has one for each step, or one for each prediction where those are more (Heun).
-        """
-        steps = schedule.steps
-        total, start, stop = steps[-1] + 1, *self.interval
-        if self.zero_init_steps >= total:
-            raise UsageError(
-                f"zero_init_steps is {self.zero_init_steps} of {total} steps; fewer work"
-            )
-        scales = _checked(guidance_scale, total, len(steps))
-        if len(scales) == total:
-            scales = tuple(scales[step] for step in steps)
-        held = range(int(start * total), int(stop * total))
-        return tuple(
-            scale if step in held else 1.0 for scale, step in zip(scales, steps, strict=True)
-        )
-
-
-def _checked(guidance_scale: Scale, total: int, predictions: int) -> tuple[float, ...]:
-    if isinstance(guidance_scale, (int, float)):
-        return (float(guidance_scale),) * total
-    scales = tuple(float(scale) for scale in guidance_scale)
-    if len(scales) not in (total, predictions):
-        raise UsageError(f"guidance_scale has {len(scales)} values; there are {total} steps")
-    for scale in scales:
-        if not (math.isfinite(scale) and scale >= 0):
-            raise UsageError(f"guidance_scale has {scale:g}; values of 1 (no guidance) and up work")
-    return scales
 
 
 def scales_of_experts(
@@ -141,6 +78,15 @@ def branches_needed(
     if not batched:
         return ("positive", "negative")
     return ("both", "positive") if 1 in counts else ("both",)
+
+
+def uses_branch(name: str, count: int, batched: bool) -> bool:
+    """Whether a step of `count` branches asks the one of this name in `Branches`."""
+    if name == "both":
+        return count == 2
+    if name == "positive":
+        return count == 1 or (count == 2 and not batched)
+    return count == 2
 
 
 def guide(

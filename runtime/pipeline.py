@@ -16,9 +16,11 @@ from . import schedule
 from .decode import decode_frames, decode_sound
 from .denoise import Track, schedule_tracks, timesteps_of
 from .experts import Expert, experts_of, in_turn, with_scales
-from .given import Given, given_of
-from .guidance import Denoiser, guide, is_guided
+from .given import NOTHING, Given, given_of
+from .guidance import Branches, Denoiser, branches_needed, count_branches, guide, uses_branch
+from .guidance_options import PLAIN, Guidance
 from .latents import as_batch, draw_noise
+from .predictions import scale_input
 from .schedule import Schedule
 from .solver_names import LOOK_AHEAD
 
@@ -46,9 +48,12 @@ def prepare(engine: Engine, request: Request, plan: Plan) -> Prepared:
     generator = torch.Generator("cpu").manual_seed(plan.seed)
     latents = start(request, plan, generator).to(engine.device)
     tracks, experts = scheduled(plan, engine.scheduler_config, generator)
-    given = given_of(engine, request, plan) or Given()
+    latents = latents * tracks[0].schedule.initial_scale
+    given = given_of(engine, request, plan) or NOTHING
     prompts = [request.prompt], [request.negative_prompt]
-    predict = bind(engine, *prompts, tracks, latents.shape, given, experts)
+    shape, batched = latents.shape, True
+    predict = bind(engine, *prompts, tracks, shape, given, experts, plan.guidance, batched)
+    predict = scale_input(predict, tracks[0].schedule)
     return Prepared(tracks, predict, latents, given.finish)
 
 
@@ -67,7 +72,12 @@ def scheduled(
     What solvers draw, they draw from where the generator stands after the first noise.
     """
     table = table_of(plan, config)
-    options = {"solver": plan.solver, "generator": generator, "table": table}
+    options = {
+        "solver": plan.solver,
+        "guidance": plan.guidance,
+        "generator": generator,
+        "table": table,
+    }
     tracks = with_scales(plan, table)
     tracks = schedule_tracks(tracks, config, plan.num_inference_steps, **options)
     return tracks, experts_of(plan, table)
@@ -87,26 +97,43 @@ def bind(
     negative_prompts: list[str],
     tracks: Sequence[Track],
     latent_shape: Sequence[int],
-    given: Given,
-    experts: Sequence[Expert],
+    given: Given = NOTHING,
+    experts: Sequence[Expert] | None = None,
+    guidance: Guidance = PLAIN,
+    batched: bool = True,
 ) -> Denoiser:
-    """A guided denoiser of these prompts, all that is constant in it computed."""
-    rows = prompts + negative_prompts if is_guided(tracks) else prompts
-    text, shape = engine.text_encoder.encode(rows), tuple(latent_shape)
+    """A guided denoiser of these prompts, all that is constant in it computed.
+
+    `batched`: both branches of guidance in one forward, or in two, one after the other.
+    """
+    num_predictions, shape = len(tracks[0].schedule), tuple(latent_shape)
+    experts = experts or [Expert("transformer", range(num_predictions))]
+    names = branches_needed(tracks, guidance, num_predictions, batched)
+    rows = prompts + negative_prompts if names != ("positive",) else prompts
+    text = engine.text_encoder.encode(rows)
+    count = len(prompts)
+    own = {"both": slice(None), "positive": slice(count), "negative": slice(count, None)}
     timesteps = given.timesteps(timesteps_of(tracks).to(engine.device), shape[2])
 
-    def bind_expert(expert: Expert) -> Denoiser:
-        own = text if expert.is_guided(tracks) else [part[: len(prompts)] for part in text]
-        transformer = engine.use(expert.name)
-        bound = transformer.bind(given.shape(shape), timesteps[expert.part], *own, **given.bound)
+    def branch(name: str) -> Denoiser:
+        def bind_expert(expert: Expert) -> Denoiser:
+            transformer, embeds = engine.use(expert.name), [part[own[name]] for part in text]
+            seen = given.shape(shape)
+            bound = transformer.bind(seen, timesteps[expert.part], *embeds, **given.bound)
 
-        def predict(latents: Tensor, step: int) -> Tensor:
-            engine.use(expert.name)
-            return bound(latents, step)
+            def predict(latents: Tensor, step: int) -> Tensor:
+                engine.use(expert.name)
+                return bound(latents, step)
 
-        return predict
+            return predict
 
-    return given.show(guide(in_turn(experts, bind_expert), tracks))
+        def used(step: int) -> bool:
+            return uses_branch(name, count_branches(tracks, guidance, step), batched)
+
+        return in_turn(experts, bind_expert, used)
+
+    branches = Branches(**{name: branch(name) for name in names})
+    return given.show(guide(branches, tracks, guidance))
 
 
 def picture(engine: Engine, plan: Plan, latents: Tensor) -> Iterator[np.ndarray]:

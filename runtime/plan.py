@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import clips, conditions
 from .conditions import Condition
 from .errors import UsageError
+from .guidance_options import PLAIN, Guidance
 from .media import count_samples
 from .presets import Presets, presets_of
 
@@ -65,6 +66,7 @@ class Plan:
     num_references: int = 0
     solver: str | None = None
     sigmas: tuple[float, ...] | None = None
+    guidance: Guidance = PLAIN
 
     @property
     def seconds(self) -> float:
@@ -114,8 +116,10 @@ def resolve(
         num_references=num_references,
         solver=_or(request.solver, presets.solver),
         sigmas=sigmas,
+        guidance=request.guidance,
     )
     _check_latents(request, plan)
+    _check_guidance(plan)
     return plan
 
 
@@ -231,6 +235,16 @@ def _tracks(presets: Presets, height: int, guidance_scale: float) -> tuple[Track
         return (picture,)
     sound = presets.sound
     return (picture, Track("sound", rows, rows + sound.rows, sound.guidance_scale, sound.shift))
+
+
+def _check_guidance(plan: Plan) -> None:
+    scales, steps = plan.guidance.by_step, plan.num_inference_steps
+    if scales is not None and len(scales) != steps:
+        raise UsageError(f"guidance has {len(scales)} scales by step; there are {steps} steps")
+    if plan.guidance.zero_init_steps >= steps:
+        raise UsageError(
+            f"zero_init_steps is {plan.guidance.zero_init_steps} of {steps} steps; fewer work"
+        )
 
 
 def _check_latents(request: Request, plan: Plan) -> None:

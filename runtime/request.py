@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from . import solver_names
 from .clips import describe
 from .conditions import Condition
 from .errors import UsageError
+from .guidance_options import PLAIN, Guidance
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ class Request:
     `conditions` are pictures and clips that the video shows or is guided by; `image` and
     `last_image` are short for one at the first frame and one at the last. With neither height nor
     width the video has the shape of the first of them, at the model's own area.
-    `guidance_scale_2` is for the second of two experts, by default `guidance_scale`. `solver` is
+    `guidance_scale_2` is for the second of two experts, by default `guidance_scale`; `guidance` is
+    what guidance does besides scaling: rescale, interval, CFG-Zero*, a scale by step. `solver` is
     one of `solver_names.NAMES`, by default the checkpoint's own. `sigmas` are those to step through
     instead of the checkpoint's, as distilled models have them: falling, from 1 at most; a final 0
     may be left out. They exclude `num_inference_steps`. With `adjust`, a size or length that does
@@ -53,6 +55,7 @@ class Request:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None
+    guidance: Guidance = PLAIN
     solver: str | None = None
     sigmas: tuple[float, ...] | None = None
     image: Any = field(default=None, repr=False, compare=False)
@@ -85,6 +88,7 @@ class Request:
         as their file or size."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["adjust"] = self.adjust or None
+        values["guidance"] = asdict(self.guidance) if self.guidance != PLAIN else None
         values["conditions"] = [condition.as_dict() for condition in self.conditions] or None
         for name in PICTURES:
             values[name] = None if values[name] is None else describe(values[name])
@@ -114,7 +118,8 @@ class Request:
         given = [
             Condition.from_saved(*pair) for pair in zip(values["conditions"], parts, strict=True)
         ]
-        return cls(**{**values, "conditions": given})
+        guidance = Guidance(**values.get("guidance", {}))
+        return cls(**{**values, "conditions": given, "guidance": guidance})
 
     def _keep(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -153,6 +158,8 @@ class Request:
                 f"num_inference_steps ({self.num_inference_steps}) and sigmas both set the steps;"
                 " give one"
             )
+        if not isinstance(self.guidance, Guidance):
+            raise UsageError(f"guidance is {type(self.guidance).__name__}; a Guidance is expected")
         if self.solver is not None:
             solver_names.check(self.solver)
         if self.output not in OUTPUTS:

@@ -218,9 +218,9 @@ def test_what_cannot_be_is_refused():
         Guidance(zero_init_steps=-1)
     with pytest.raises(UsageError, match="zero_init_steps is 4 of 4 steps; fewer work"):
         Guidance(zero_init_steps=4).scales(3.0, table)
-    with pytest.raises(UsageError, match="guidance_scale has 3 values; there are 4 steps"):
+    with pytest.raises(UsageError, match="guidance has 3 scales; there are 4 steps"):
         Guidance().scales([1, 2, 3], table)
-    with pytest.raises(UsageError, match="guidance_scale has nan"):
+    with pytest.raises(UsageError, match="guidance has the scale nan"):
         Guidance().scales([1, 2, 3, float("nan")], table)
     with pytest.raises(UsageError, match="one of each"):
         guide(Branches(positive=positive), [Track(0, 4, 3.0)])

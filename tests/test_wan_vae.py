@@ -158,9 +158,14 @@ class Largest(TorchDispatchMode):
         return made
 
 
+def counts(x):
+    """Whether a tensor is of floats and has memory that can be seen (packed weights have not)."""
+    return x.layout is torch.strided and x.is_floating_point()
+
+
 def float_bytes():
     """Bytes of all float tensors alive, each storage counted once."""
-    alive = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.is_floating_point()]
+    alive = [x for x in gc.get_objects() if type(x) is torch.Tensor and counts(x)]
     return sum(
         {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}.values()
     )

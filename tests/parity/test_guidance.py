@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kinema.runtime import schedule
-from kinema.runtime.guidance import Branches, Guidance, guide
+from kinema.runtime.guidance import Branches, guide
+from kinema.runtime.guidance_options import Guidance
 from kinema.runtime.plan import Track
 
 guiders = pytest.importorskip("diffusers.guiders")
