@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .runtime.conditions import Condition
     from .runtime.engine import Engine, load
     from .runtime.errors import Cancelled, KinemaError, UsageError
+    from .runtime.guidance_options import Guidance
     from .runtime.job import Job
     from .runtime.media import Video
     from .runtime.request import Request
@@ -22,6 +23,7 @@ __all__ = [
     "Cancelled",
     "Condition",
     "Engine",
+    "Guidance",
     "Job",
     "KinemaError",
     "Request",
@@ -36,6 +38,7 @@ _HOMES = {
     "Cancelled": "errors",
     "Condition": "conditions",
     "Engine": "engine",
+    "Guidance": "guidance_options",
     "Job": "job",
     "KinemaError": "errors",
     "Request": "request",

@@ -24,6 +24,7 @@ from typer.exceptions import TyperException
 from ..kernels.cli import app as kernels_app
 from .conditions import Condition
 from .errors import Cancelled, KinemaError, UsageError
+from .guidance_options import PLAIN, Guidance
 from .request import Request
 
 if TYPE_CHECKING:
@@ -130,6 +131,15 @@ def generate(
     guidance_scale_2: Annotated[
         float | None, typer.Option(help="The same for the second of two experts.")
     ] = None,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="0 to 1: how far contrast is brought back to that without it.")
+    ] = PLAIN.rescale,
+    guidance_interval: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Guide only from part A of the steps to B.")
+    ] = None,
+    zero_star: Annotated[
+        bool, typer.Option("--zero-star", help="CFG-Zero*: scale the negative branch to fit.")
+    ] = False,
     negative_prompt: Annotated[
         str, typer.Option(help="What to steer away from.")
     ] = Request.negative_prompt,
@@ -226,6 +236,7 @@ def generate(
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             guidance_scale_2=guidance_scale_2,
+            guidance=_guidance(guidance_rescale, guidance_interval, zero_star),
             solver=solver,
             sigmas=_parse_numbers("--sigmas", sigmas),
             image=image,
@@ -359,6 +370,13 @@ def _parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         raise UsageError(
             f"{option} {text!r} is not a list of numbers, such as 1,0.75,0.5"
         ) from None
+
+
+def _guidance(rescale: float, interval: str | None, zero_star: bool) -> Guidance:
+    parts = _parse_numbers("--guidance-interval", interval) or PLAIN.interval
+    if len(parts) != 2:
+        raise UsageError(f"--guidance-interval {interval!r} is not two parts, such as 0.1,0.8")
+    return Guidance(rescale=rescale, interval=parts, zero_star=zero_star)
 
 
 def _conditions(
