@@ -1,0 +1,7 @@
+"""The command line: `app` and what runs it; a module for each group of commands."""
+
+from . import generate as generate
+from . import show as show
+from .app import app as app
+from .app import main as main
+from .app import run as run
