@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import kernels
+from ..kernels import Operations
+from . import device as devices
 from . import executor as executors
 from . import registry
 from .checkpoint import Checkpoint, open_checkpoint
+from .cost import Choice, Runner, Setting, guess_tokens
 from .errors import UsageError
+from .fit import Fit, fit
 from .job import Job
 from .lora import LoraReport, LoraSet
 from .media import Video
 from .offload import Offload, Placed
 from .plan import Plan, resolve
 from .presets import presets_of
+from .preview import Projection, projection_of
 from .progress import Progress
 from .request import Request
 from .scheduler import StepScheduler
@@ -102,9 +109,67 @@ class Engine:
         checkpoint.check()
 
     def plan(self, request: Request | str, **fields: Any) -> Plan:
-        """Every number of a request, settled; raises `UsageError` for one that cannot run."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return resolve(_as_request(request, fields), self.checkpoint, str(self.device), dtype)
+        """Every number of a request, settled, with what it needs and how it will run.
+
+        Raises `UsageError` for one that cannot run; where memory is short, with the nearest that
+        can. The first plan on a device takes a second or two more, to measure it.
+        """
+        request = _as_request(request, fields)
+        plan, found = self._fitted(request)
+        return replace(plan, seconds=found.cost.seconds(devices.ceilings(self.device)))
+
+    def _fitted(self, request: Request) -> tuple[Plan, Fit]:
+        """A plan without its seconds, which need the device measured."""
+        dtype, where = str(self.dtype).removeprefix("torch."), str(self.device)
+
+        def settle(num_frames: int, height: int, width: int) -> Plan:
+            sizes = {"num_frames": num_frames, "height": height, "width": width}
+            asked = replace(request, **sizes, seconds=None, latents=None)
+            return resolve(asked, self.checkpoint, where, dtype)
+
+        plan = resolve(request, self.checkpoint, where, dtype)
+        tokens, memory = guess_tokens(request.prompt), devices.memory_bytes(self.device)
+        found = fit(
+            plan,
+            self.checkpoint,
+            self._runner,
+            tokens,
+            memory,
+            settle,
+            may_offload=False,
+        )
+        cost, choices = found.cost, (*self._chosen, *found.choices)
+        return replace(
+            plan,
+            peak_memory_bytes=cost.peak_memory_bytes,
+            working_bytes=cost.working_bytes,
+            setting=found.runner.setting,
+            choices=choices,
+        ), found
+
+    @cached_property
+    def _operations(self) -> Operations:
+        config = self.checkpoint.component("transformer").config
+        head_dim = config.get("attention_head_dim", 128)
+        try:
+            return kernels.bind(self.device, self.dtype, head_dim, self.backends)
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(str(error)) from None
+
+    @property
+    def _runner(self) -> Runner:
+        fused = self._operations.backends["norm_modulate"] != "torch"
+        setting = Setting(offload=self.offload.mode)
+        return Runner(self.device.type, self.executor, fused, setting)
+
+    @property
+    def _chosen(self) -> tuple[Choice, ...]:
+        """What was chosen with the engine, whatever the request."""
+        attention = next(c for c in self._operations.choices if c.op == "attention")
+        return (
+            Choice("executor", self.executor, executors.REASONS[self.executor]),
+            Choice("attention", attention.backend, attention.reason),
+        )
 
     def generate(
         self,
@@ -127,7 +192,7 @@ class Engine:
     def session(self, request: Request | str, **fields: Any) -> Session:
         """One request, not begun: iterate over it for its steps; see `Session`."""
         request = _as_request(request, fields)
-        return Session(self, request, self.plan(request))
+        return Session(self, request, self._fitted(request)[0])
 
     def resume(self, path: str | Path) -> Session:
         """Go on with a run that `Session.save` wrote, to the same bits.
@@ -259,6 +324,11 @@ class Engine:
         return registry.open_component(self.checkpoint, "audio", self.device, torch.float32)
 
     @cached_property
+    def projection(self) -> Projection:
+        """Latents to RGB, for previews."""
+        return projection_of(self.checkpoint.component("vae"), self.use("vae"))
+
+    @cached_property
     def image_encoder(self) -> ImageEncoder:
         """The picture encoder of a model that is shown pictures beside the text, in float32 as the
         published examples keep it."""
@@ -294,8 +364,17 @@ class Engine:
             "loras": " ".join(loras) or "none",
         }
 
-    def report(self, request: Request, plan: Plan, seconds: dict[str, float]) -> dict[str, Any]:
-        """How a video was made: request, plan, model, versions, seconds by stage, warnings."""
+    def report(
+        self,
+        request: Request,
+        plan: Plan,
+        seconds: Mapping[str, float],
+        notes: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """How a video was made: request, plan, model, versions, seconds by stage, warnings.
+
+        `notes`: what went otherwise than planned.
+        """
         from .. import __version__
 
         checkpoint = self.checkpoint
@@ -313,7 +392,7 @@ class Engine:
                 "python": platform.python_version(),
             },
             "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
-            "warnings": self.text_encoder.warnings(request.prompt),
+            "warnings": [*notes, *self.text_encoder.warnings(request.prompt)],
         }
 
 

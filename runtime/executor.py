@@ -93,3 +93,9 @@ MISSING: dict[str, Callable[[torch.device], str | None]] = {
     "packed": _missing_for_packed,
     "compiled": _missing_for_compiled,
 }
+
+REASONS = {
+    "eager": "nothing to set up",
+    "packed": "linear layers laid out for this CPU by oneDNN, GELU within them",
+    "compiled": "asked for",
+}

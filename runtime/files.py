@@ -36,7 +36,7 @@ def reason_of(error: Exception) -> str:
     """What an error says, without its number, fit for the end of a line."""
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
     first = words.strip().split("\n")[0]
-    return first[0].lower() + first[1:]
+    return first if first[:2].isupper() else first[0].lower() + first[1:]
 
 
 def cache_folder() -> Path:

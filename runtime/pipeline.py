@@ -51,7 +51,7 @@ def prepare(engine: Engine, request: Request, plan: Plan) -> Prepared:
     latents = latents * tracks[0].schedule.initial_scale
     given = given_of(engine, request, plan) or NOTHING
     prompts = [request.prompt], [request.negative_prompt]
-    shape, batched = latents.shape, True
+    shape, batched = latents.shape, plan.setting.guidance == "batched"
     predict = bind(engine, *prompts, tracks, shape, given, experts, plan.guidance, batched)
     predict = scale_input(predict, tracks[0].schedule)
     return Prepared(tracks, predict, latents, given.finish)
@@ -139,7 +139,7 @@ def bind(
 def picture(engine: Engine, plan: Plan, latents: Tensor) -> Iterator[np.ndarray]:
     """Frames of the first track's rows, uint8 (frames, height, width, 3), chunk by chunk."""
     own = latents[:, :, plan.num_references :, plan.tracks[0].rows]
-    chunks = decode_frames(engine.use("vae"), own)
+    chunks = decode_frames(engine.use("vae"), own, plan.setting.tile)
     while (chunk := next(chunks, None)) is not None:
         yield chunk
         engine.use("vae")  # other work may have used the device meanwhile

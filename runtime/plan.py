@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import clips, conditions
 from .conditions import Condition
+from .cost import Choice, Setting
 from .errors import UsageError
 from .guidance_options import PLAIN, Guidance
 from .media import count_samples
@@ -46,6 +47,9 @@ class Plan:
     `num_references` of the latent frames, at the start, are not part of the video. Where two
     experts share the work, the second takes over below `boundary_ratio` of the timesteps' range.
     `solver` and `sigmas` are the checkpoint's own where they are None.
+
+    `seconds` is what the request should take, weights open, and `peak_memory_bytes` what it should
+    need; `choices` say how it will run and why.
     """
 
     num_frames: int
@@ -67,18 +71,27 @@ class Plan:
     solver: str | None = None
     sigmas: tuple[float, ...] | None = None
     guidance: Guidance = PLAIN
+    peak_memory_bytes: int = 0
+    working_bytes: int = 0
+    seconds: float | None = None
+    setting: Setting = field(default_factory=Setting)
+    choices: tuple[Choice, ...] = ()
 
     @property
-    def seconds(self) -> float:
+    def duration(self) -> float:
+        """Seconds that the video lasts."""
         return self.num_frames / self.fps
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
-        return {**asdict(self), "seconds": self.seconds}
+        return {**asdict(self), "duration": self.duration}
 
 
 def resolve(
-    request: Request, checkpoint: Checkpoint, device: str = "cpu", dtype: str = "float32"
+    request: Request,
+    checkpoint: Checkpoint,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Plan:
     """The plan of a request. Raises UsageError for a number outside the checkpoint's limits."""
     presets, shown = presets_of(checkpoint), request.shown
@@ -234,7 +247,10 @@ def _tracks(presets: Presets, height: int, guidance_scale: float) -> tuple[Track
     if presets.sound is None:
         return (picture,)
     sound = presets.sound
-    return (picture, Track("sound", rows, rows + sound.rows, sound.guidance_scale, sound.shift))
+    return (
+        picture,
+        Track("sound", rows, rows + sound.rows, sound.guidance_scale, sound.shift),
+    )
 
 
 def _check_guidance(plan: Plan) -> None:

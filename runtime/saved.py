@@ -6,6 +6,7 @@ Written beside its name and renamed, so that the name always holds a whole run.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .cost import Setting
 from .denoise import State
 from .errors import KinemaError, UsageError
 from .files import reason_of, whole_or_nothing
@@ -21,8 +23,10 @@ from .request import Request
 FORMAT = "1"
 
 
-def write(path: str | Path, request: Request, state: State, identity: dict[str, str]) -> Path:
-    """Write a run. `identity`: what the run was made with and must go on with."""
+def write(
+    path: str | Path, request: Request, state: State, identity: dict[str, str], setting: Setting
+) -> Path:
+    """Write a run. `identity`: what the run was made with and must go on with; `setting`: how."""
     path = Path(path).expanduser()
     tensors = {"latents": state.latents}
     for track, history in enumerate(state.histories):
@@ -34,6 +38,7 @@ def write(path: str | Path, request: Request, state: State, identity: dict[str, 
         "index": str(state.index),
         "tracks": str(len(state.histories)),
         "request": json.dumps(values),
+        "setting": json.dumps(asdict(setting)),
         **identity,
     }
     if not path.parent.is_dir():
@@ -46,8 +51,10 @@ def write(path: str | Path, request: Request, state: State, identity: dict[str, 
     return path
 
 
-def read(path: str | Path, identity: dict[str, str], device: torch.device) -> tuple[Request, State]:
-    """The request and the state of a run; latents and histories on the device.
+def read(
+    path: str | Path, identity: dict[str, str], device: torch.device
+) -> tuple[Request, State, Setting]:
+    """The request, the state and the setting of a run; latents and histories on the device.
 
     Raises `UsageError` for a file of another model, dtype or format, cut off, or none of ours.
     """
@@ -63,7 +70,8 @@ def read(path: str | Path, identity: dict[str, str], device: torch.device) -> tu
         )
         given = _below(tensors, "request")
         request = Request.from_saved(values, given)
-        return request, State(index, tensors["latents"].to(device), histories)
+        setting = Setting(**json.loads(header["setting"]))
+        return request, State(index, tensors["latents"].to(device), histories), setting
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise

@@ -45,8 +45,13 @@ class Turn:
 
     @property
     def memory(self) -> int:
-        """Bytes it may need at once."""
-        return self.session.plan.peak_memory_bytes
+        """Bytes it may need at once beyond the weights, which all share."""
+        return self.session.plan.working_bytes
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights that are on the device then."""
+        return self.session.plan.peak_memory_bytes - self.memory
 
 
 class StepScheduler:
@@ -144,7 +149,9 @@ class StepScheduler:
 
     def _fits(self, turns: list[Turn]) -> bool:
         limit = self.memory_limit
-        return limit is None or sum(turn.memory for turn in turns) <= limit
+        if limit is None:
+            return True
+        return max(turn.weights for turn in turns) + sum(turn.memory for turn in turns) <= limit
 
     def _end(self, turn: Turn, error: BaseException | None = None) -> None:
         with self._lock:

@@ -6,15 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from . import pipeline, saved
+from . import pipeline, preview, saved
 from .denoise import State, Step, Track, advance, begin
-from .errors import Cancelled, UsageError
+from .errors import Cancelled, KinemaError, UsageError
+from .files import reason_of
+from .fit import leaner
 from .guidance import Denoiser
 from .media import Video
 from .progress import Progress
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .plan import Plan
     from .request import Request
+
+
+Result = TypeVar("Result")
 
 
 class Bound(NamedTuple):
@@ -51,19 +59,21 @@ class Session:
     ) -> None:
         self.engine, self.request, self.plan = engine, request, plan
         self.seconds: dict[str, float] = {}  # spent, by stage
+        self.notes: list[str] = []  # what went otherwise than planned
         self._state, self._bound = state, None
         self._cancelled, self._busy = threading.Event(), threading.Lock()
         self._recent: list[float] = []
+        self._before: tuple[int, torch.Tensor] | None = None  # a step's start, for previews
 
     @property
     def index(self) -> int:
         """Steps that are done."""
         return self._state.index if self._state else 0
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Steps in all."""
-        return self.plan.num_inference_steps if self._bound is None else len(self._bound.sigmas) - 1
+        return len(pipeline.table_of(self.plan, self.engine.scheduler_config))
 
     @property
     def latents(self) -> torch.Tensor | None:
@@ -82,20 +92,30 @@ class Session:
         """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
+    @torch.inference_mode()
+    def preview(self, size: tuple[int, int] | None = None) -> np.ndarray:
+        """What is being made: frames uint8 (latent frames, h, w, 3), of what the last step headed
+        for; the noise before the first. size: (height, width), by default the latents' own."""
+        with self._working():
+            bound, plan, latents = self.prepare(), self.plan, self._state.latents
+            index, before = self._before or (None, latents)
+            if index == self.index - 1 and self.index < self.total:
+                latents = preview.denoised(before, latents, *bound.sigmas[index : index + 2])
+            own = latents[:, :, plan.num_references :, plan.tracks[0].rows]
+            return preview.preview(own, self.engine.projection, size)
+
     def __iter__(self) -> Iterator[Step]:
         return self
 
     @torch.inference_mode()
     def __next__(self) -> Step:
         with self._working():
-            bound = self.prepare()
-            if self.index == len(bound.sigmas) - 1:
+            if self.index == self.total:
                 raise StopIteration
-            started = time.perf_counter()
-            self._state = advance(bound.predict, self._state, bound.tracks)
-            if self.index == len(bound.sigmas) - 1:
-                self._state = self._state._replace(latents=bound.finish(self._state.latents))
-            return self._told(bound, time.perf_counter() - started)
+            self._within_memory("bind", self.prepare)
+            started, self._before = time.perf_counter(), (self.index, self._state.latents)
+            self._state = self._within_memory("denoise", self._advanced)
+            return self._told(time.perf_counter() - started)
 
     def work(self, show: Callable[[np.ndarray], None] | None = None) -> Iterator[Progress]:
         """All that is left, a part at a time; `video` is there when it ends.
@@ -104,7 +124,8 @@ class Session:
         `show` gets each chunk as it is decoded.
         """
         with self._working():
-            self.prepare()
+            if self.index < self.total:
+                self._within_memory("bind", self.prepare)
         yield Progress("encode", 1, 1)
         for step in self:
             yield Progress("denoise", step.index + 1, step.total)
@@ -167,8 +188,10 @@ class Session:
         path that cannot be written, `KinemaError` for a full disk; never leaves half a file.
         """
         with self._working():
-            self.prepare()
-            return saved.write(path, self.request, self._state, self.engine.identity)
+            if self._state is None:
+                self._within_memory("bind", self.prepare)
+            identity, setting = self.engine.identity, self.plan.setting
+            return saved.write(path, self.request, self._state, identity, setting)
 
     # ---- inside ----------------------------------------------------------------------------------
 
@@ -210,10 +233,42 @@ class Session:
             raise Cancelled("the request was cancelled")
 
     def _release(self) -> None:
-        self._state = self._bound = None
+        self._state = self._bound = self._before = None
 
-    def _told(self, bound: Bound, seconds: float) -> Step:
-        state, total = self._state, len(bound.sigmas) - 1
+    def _advanced(self) -> State:
+        bound = self.prepare()
+        state = advance(bound.predict, self._state, bound.tracks)
+        if state.index == self.total:
+            state = state._replace(latents=bound.finish(state.latents))
+        return state
+
+    def _within_memory(self, stage: str, work: Callable[[], Result]) -> Result:
+        """What `work` gives, in leaner and leaner settings as long as memory runs out."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                reason = reason_of(error)
+            self._step_down(stage, reason)  # out of the handler, which holds on to tensors
+
+    def _step_down(self, stage: str, reason: str) -> None:
+        plan, engine = self.plan, self.engine
+        self._bound = None
+        if engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        kind = engine.device.type
+        setting = leaner(plan.setting, stage, plan, engine.checkpoint, kind, may_offload=False)
+        if setting is None:
+            self._release()
+            raise KinemaError(
+                f"out of memory in {stage} ({reason}), and there is no leaner way to run it; fewer"
+                " frames, a smaller size or another offload would need less"
+            )
+        self.plan = replace(plan, setting=setting)
+        self.notes.append(f"out of memory in {stage}: went on with {_changed(plan, self.plan)}")
+
+    def _told(self, seconds: float) -> Step:
+        state, total, bound = self._state, self.total, self._bound
         self.seconds["denoise"] = self.seconds.get("denoise", 0.0) + seconds
         self._recent = [*self._recent[-4:], seconds]
         left = sorted(self._recent)[len(self._recent) // 2] * (total - state.index)
@@ -222,13 +277,26 @@ class Session:
 
     def _chunks(self) -> Iterator[np.ndarray]:
         """Frames as they are decoded; a cancelled session stops before the next chunk."""
-        with self._working():
-            chunks = pipeline.picture(self.engine, self.plan, self._state.latents)
+        chunks, count = None, 0
+
+        def decode() -> np.ndarray | None:
+            nonlocal chunks
+            if chunks is None:
+                self._bound = None  # what decoding does not need
+                every = pipeline.picture(self.engine, self.plan, self._state.latents)
+                chunks = islice(every, count, None)
+            try:
+                return next(chunks, None)
+            except torch.OutOfMemoryError:
+                chunks = None
+                raise
+
         while True:
             with self._working(), self.timed("decode"):
-                chunk = next(chunks, None)
+                chunk = self._within_memory("decode", decode)
             if chunk is None:
                 return
+            count += 1
             yield chunk
 
     def _video(self, frames: np.ndarray | None) -> Video:
@@ -242,7 +310,7 @@ class Session:
                 audio=audio,
                 sample_rate=None if audio is None else plan.sample_rate,
                 latents=latents.cpu(),
-                report=engine.report(self.request, plan, self.seconds),
+                report=engine.report(self.request, plan, self.seconds, self.notes),
             )
 
 
@@ -251,9 +319,16 @@ def resume(engine: Engine, path: str | Path) -> Session:
 
     Raises `UsageError` for a file of another model or version, or that is cut or not a session's.
     """
-    request, state = saved.read(path, engine.identity, engine.device)
-    plan = engine.plan(request)
+    request, state, setting = saved.read(path, engine.identity, engine.device)
+    session = engine.session(request)
     shape = tuple(state.latents.shape[1:])
-    if shape != tuple(plan.latent_shape) or state.index > plan.num_inference_steps:
+    if shape != tuple(session.plan.latent_shape) or state.index > session.total:
         raise UsageError(f"{path} does not fit its request: latents {shape}, step {state.index}")
-    return Session(engine, request, plan, state)
+    return Session(engine, request, replace(session.plan, setting=setting), state)
+
+
+def _changed(before: Plan, after: Plan) -> str:
+    """How the second's setting differs from the first's."""
+    names = [field.name for field in fields(after.setting)]
+    pairs = ((name, getattr(before.setting, name), getattr(after.setting, name)) for name in names)
+    return ", ".join(f"{name} {new} instead of {old}" for name, old, new in pairs if old != new)

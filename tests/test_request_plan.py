@@ -34,7 +34,7 @@ def test_a_request_left_alone_takes_the_presets(checkpoint: Checkpoint):
     plan = plan_of(checkpoint)
     assert (plan.num_frames, plan.height, plan.width, plan.fps) == (33, 64, 64, 8)
     assert (plan.num_inference_steps, plan.guidance_scale, plan.seed) == (16, 3.0, 0)
-    assert plan.seconds == 33 / 8
+    assert plan.duration == 33 / 8
     assert plan.latent_shape == (16, 9, 8 + 2, 8)
     assert plan.num_samples == 66_000
 
@@ -42,7 +42,7 @@ def test_a_request_left_alone_takes_the_presets(checkpoint: Checkpoint):
 def test_a_request_overrides_the_presets(checkpoint: Checkpoint):
     plan = plan_of(checkpoint, num_frames=17, height=48, width=128, fps=16, seed=7)
     assert plan.latent_shape == (16, 5, 6 + 2, 16)
-    assert (plan.seconds, plan.num_samples, plan.seed) == (17 / 16, 17_000, 7)
+    assert (plan.duration, plan.num_samples, plan.seed) == (17 / 16, 17_000, 7)
 
 
 def test_picture_and_sound_are_tracks_that_share_the_rows(checkpoint: Checkpoint):
@@ -189,7 +189,7 @@ def test_given_latents_must_have_the_planned_shape(checkpoint: Checkpoint):
 
 def test_a_plan_is_ready_for_json(checkpoint: Checkpoint):
     plan = json.loads(json.dumps(plan_of(checkpoint).as_dict()))
-    assert plan["seconds"] == 4.125
+    assert plan["duration"] == 4.125
     assert plan["tracks"][1]["name"] == "sound"
     assert plan["fps"] == 8 and isinstance(plan["fps"], int)
 

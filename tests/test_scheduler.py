@@ -19,7 +19,7 @@ class PretendSession:
     def __init__(self, log, name, parts, memory=1, error=None, wait=None):
         self.log, self.name, self.parts = log, name, parts
         self.error, self.wait = error, wait
-        self.plan = SimpleNamespace(peak_memory_bytes=memory)
+        self.plan = SimpleNamespace(peak_memory_bytes=memory, working_bytes=memory)
         self.cancelled, self.video = False, None
 
     def work(self):

@@ -16,6 +16,9 @@ import pytest
 import torch
 
 import kinema
+from kinema.runtime import pipeline
+from kinema.runtime import session as sessions
+from kinema.runtime.errors import KinemaError
 
 PROMPT = "a red ball bounces on the grass"
 STEPS = 5
@@ -166,6 +169,64 @@ def test_the_step_allocates_and_asks_for_nothing_it_could_have_kept(engine, requ
     waits = {"aten._local_scalar_dense.default", "aten.is_nonzero.default", "aten.nonzero.default"}
     assert not waits & set(counted[0])
     assert not [name for name in counted[0] if "embedding" in name or "sin." in name]
+
+
+# ---- out of memory -------------------------------------------------------------------------------
+
+
+class ShortOfMemory:
+    """A function that finds no memory on some of its calls."""
+
+    def __init__(self, work, fails):
+        self.work, self.fails, self.calls = work, fails, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls in self.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.work(*args, **kwargs)
+
+
+def test_short_of_memory_a_step_goes_on_in_two_passes(engine, request_, video, monkeypatch):
+    short = ShortOfMemory(sessions.advance, fails={3})
+    monkeypatch.setattr(sessions, "advance", short)
+    session = engine.session(request_)
+    found = session.finish()
+    assert session.plan.setting.guidance == "two passes"
+    assert found.report["warnings"][0] == (
+        "out of memory in denoise: went on with guidance two passes instead of batched"
+    )
+    # Two passes of one branch round as two branches in one do, to the order of their sums.
+    assert (found.latents - video.latents).abs().max() < 1e-3
+
+
+def test_with_no_leaner_way_it_says_so_and_the_engine_lives(engine, request_, video, monkeypatch):
+    short = ShortOfMemory(sessions.advance, fails={2, 3})
+    monkeypatch.setattr(sessions, "advance", short)
+    session = engine.session(request_)
+    with pytest.raises(
+        KinemaError, match=r"out of memory in denoise \(CUDA out of memory"
+    ) as caught:
+        session.finish()
+    assert "\n" not in str(caught.value)
+    assert session.latents is None
+    assert_same(engine.generate(request_), video)
+
+
+def test_short_of_memory_decoding_goes_on_where_it_was(engine, request_, video, monkeypatch):
+    monkeypatch.setattr(sessions, "leaner", lambda setting, *_, **__: setting)
+    real, failed = pipeline.picture, []
+
+    def picture(*args):
+        for index, chunk in enumerate(real(*args)):
+            if index == 3 and not failed:
+                failed.append(index)
+                raise torch.OutOfMemoryError("no room")
+            yield chunk
+
+    monkeypatch.setattr(pipeline, "picture", picture)
+    assert_same(engine.generate(request_), video)
+    assert failed
 
 
 # ---- files that do not fit -----------------------------------------------------------------------

@@ -225,7 +225,7 @@ class Run:
 def _announce(plan: Plan, model: str) -> str:
     return (
         f"{plan.num_frames} frames {plan.width}x{plan.height} at {plan.fps:g} fps"
-        f" ({plan.seconds:.4g} s), {plan.num_inference_steps} steps, seed {plan.seed},"
+        f" ({plan.duration:.4g} s), {plan.num_inference_steps} steps, seed {plan.seed},"
         f" model {model}"
     )
 

@@ -1,0 +1,208 @@
+"""The Wan transformers (`models/wan.py`, `models/wan_vace.py`) in sizes.
+
+Legend: B rows, L tokens, K keys of the text, d width, F H W of latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from .ledger import FP32, Ledger, Size
+
+KEY_MULTIPLE = 16  # text keys are padded to it
+DEFAULTS = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+}
+VACE_DEFAULTS = {"vace_layers": (0, 5, 10, 15, 20, 25, 30, 35), "vace_in_channels": 96}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a transformer works on.
+
+    latents: (C, F, H, W), frames that are only shown included. rows: of text, which are the
+    branches of guidance that run in one batch. grid: how many timesteps differ along the tokens'
+    (frames, rows, columns). image_tokens: of what a picture encoder saw.
+    """
+
+    latents: tuple[int, int, int, int]
+    steps: int
+    rows: int
+    text_tokens: int
+    grid: tuple[int, int, int] = (1, 1, 1)
+    image_tokens: int = 0
+
+    @property
+    def text_keys(self) -> int:
+        return -(-(self.text_tokens + 1) // KEY_MULTIPLE) * KEY_MULTIPLE
+
+
+def wan_transformer(
+    ledger: Ledger, config: Mapping[str, Any], shapes: Shapes, item: int
+) -> Callable[[], None]:
+    """Count `bind`; what is returned counts one call of `predict`."""
+    return _bound(Wan(ledger, {**DEFAULTS, **config}, shapes, item))
+
+
+def wan_vace_transformer(
+    ledger: Ledger, config: Mapping[str, Any], shapes: Shapes, item: int
+) -> Callable[[], None]:
+    """The same of the transformer with blocks of control."""
+    return _bound(WanVace(ledger, {**DEFAULTS, **VACE_DEFAULTS, **config}, shapes, item))
+
+
+def _bound(wan: Wan) -> Callable[[], None]:
+    held = wan.bind()
+
+    def step() -> None:
+        assert held  # constants live as long as what reads them
+        wan.step()
+
+    return step
+
+
+class Wan:
+    """The sizes of one configuration, and its parts."""
+
+    def __init__(
+        self, ledger: Ledger, config: Mapping[str, Any], shapes: Shapes, item: int
+    ) -> None:
+        self.ledger, self.config, self.shapes, self.item = ledger, config, shapes, item
+        self.heads, self.head_dim = config["num_attention_heads"], config["attention_head_dim"]
+        self.dim, self.layers = self.heads * self.head_dim, config["num_layers"]
+        self.patch = prod(config["patch_size"])
+        self.tokens = prod(shapes.latents[1:]) // self.patch
+
+    # ---- constant in a request -------------------------------------------------------------------
+
+    def bind(self) -> list[Size]:
+        """What `WanTransformer.bind` computes and keeps."""
+        tables = 1 if self.ledger.fused else 3  # halves of angles; and factors of every channel
+        rope = self.ledger.new(self.tokens, tables * self.head_dim, item=FP32)
+        return [*self._text(), *self._image(), *self._modulation(), rope]
+
+    def _text(self) -> list[Size]:
+        ledger, rows, keys = self.ledger, self.shapes.rows, self.shapes.text_keys
+        embeds = ledger.new(rows, keys, self.config["text_dim"], item=self.item)
+        text = ledger.linear(ledger.each(ledger.linear(embeds, self.dim)), self.dim)
+        blocks = self._count_blocks()
+        with ledger.repeat(blocks):
+            both = ledger.linear(text, 2 * self.dim, packed=True)
+            ledger.norm_modulate(ledger.each(both, shape=text.shape), norm="rms", affine=True)
+        del both
+        return [ledger.new(blocks, rows, keys, 3 * self.dim, item=self.item)]
+
+    def _count_blocks(self) -> int:
+        return self.layers
+
+    def _image(self) -> list[Size]:
+        if not (count := self.shapes.image_tokens):
+            return []
+        image = self.ledger.new(self.shapes.rows, count, self.dim, item=self.item)
+        with self.ledger.repeat(self.layers):
+            self.ledger.linear(image, 2 * self.dim, packed=True)
+        return [self.ledger.new(self.layers, *image.shape[:2], 3 * self.dim, item=self.item)]
+
+    def _modulation(self) -> list[Size]:
+        ledger, count = self.ledger, self.shapes.steps * prod(self.shapes.grid)
+        angles = ledger.new(count, self.config["freq_dim"], item=FP32)
+        hidden = ledger.linear(ledger.each(ledger.linear(angles, self.dim)), self.dim)
+        embedding = ledger.cast(hidden, self.item)
+        blocks = ledger.linear(ledger.each(embedding), 6 * self.dim)
+        return [ledger.cast(blocks, FP32), ledger.cast(embedding, FP32)]
+
+    # ---- the step --------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """`WanTransformer.forward`, and the cast of what it gives."""
+        ledger, in_channels = self.ledger, self.config["in_channels"]
+        out_channels = self.config["out_channels"] or in_channels
+        latents = ledger.new(in_channels, *self.shapes.latents[1:], item=FP32)
+        patches = ledger.each(latents, shape=(1, self.tokens, in_channels * self.patch))
+        x = ledger.linear(ledger.cast(patches, self.item), self.dim)
+        del patches
+        x = self._through_blocks(x)
+        x = ledger.linear(ledger.norm_modulate(x, modulated=True), out_channels * self.patch)
+        ledger.cast(ledger.each(x), FP32)
+
+    def _through_blocks(self, x: Size) -> Size:
+        x = self._block(x, self.shapes.rows)
+        if self.layers > 1:
+            with self.ledger.repeat(self.layers - 1):
+                x = self._block(x, self.shapes.rows)
+        return x
+
+    def _block(self, x: Size, rows: int) -> Size:
+        ledger = self.ledger
+        table = ledger.new(*self.shapes.grid, 6, self.dim, item=FP32)  # noqa: F841
+        hidden = ledger.norm_modulate(x, modulated=True)
+        hidden = self._self_attention(hidden)
+        x, hidden = ledger.add_and_norm(x, hidden, gated=True)
+        if rows > x.shape[0]:
+            x, hidden = (ledger.each(part, shape=(rows, *part.shape[1:])) for part in (x, hidden))
+        hidden = self._cross_attention(hidden)
+        x, hidden = ledger.add_and_norm(x, hidden, modulated=True)
+        return ledger.gate_residual(x, self._feed_forward(hidden))
+
+    def _self_attention(self, x: Size) -> Size:
+        both = self.ledger.linear(x, 3 * self.dim, packed=True)
+        query, key = self.ledger.qk_norm_rope(both)  # noqa: RUF059
+        out = self.ledger.attention(query, self.tokens, self.heads, self.head_dim)
+        return self.ledger.linear(out, self.dim, packed=True)
+
+    def _cross_attention(self, x: Size) -> Size:
+        ledger, sizes = self.ledger, (self.heads, self.head_dim)
+        query = ledger.linear(x, self.dim, packed=True)
+        query = ledger.norm_modulate(query, norm="rms", affine=True)
+        out = ledger.attention(query, self.shapes.text_keys, *sizes)
+        if count := self.shapes.image_tokens:
+            out = ledger.each(out, ledger.attention(query, count, *sizes))
+        return ledger.linear(out, self.dim, packed=True)
+
+    def _feed_forward(self, x: Size) -> Size:
+        ledger = self.ledger
+        hidden = ledger.linear(x, self.config["ffn_dim"], packed=True)
+        if ledger.packed:
+            ledger.spend("activation", hidden.item, hidden.count)  # within the product
+        elif not ledger.fused:
+            hidden = ledger.activate(hidden)
+        return ledger.linear(hidden, self.dim, packed=True)
+
+
+class WanVace(Wan):
+    """The sizes of one with blocks of control, each of which steers a block."""
+
+    def bind(self) -> list[Size]:
+        """As `Wan.bind`, and the tokens of control."""
+        channels = self.config["vace_in_channels"] * self.patch
+        patches = self.ledger.new(1, self.tokens, channels, item=self.item)
+        control = self.ledger.linear(self.ledger.linear(patches, self.dim), self.dim)
+        del patches
+        return [*super().bind(), control]
+
+    def _count_blocks(self) -> int:
+        return self.layers + len(self.config["vace_layers"])
+
+    def _through_blocks(self, x: Size) -> Size:
+        ledger, rows, steered = self.ledger, self.shapes.rows, len(self.config["vace_layers"])
+        control = ledger.each(x, x)
+        for times, steers in ((1, True), (steered - 1, True), (self.layers - steered, False)):
+            if times == 0:
+                continue
+            with ledger.repeat(times):
+                x = self._block(x, rows)
+                if steers:
+                    control = self._block(control, rows)
+                    x = ledger.each(x, ledger.linear(control, self.dim, packed=True))
+        return x

@@ -1,0 +1,214 @@
+"""Fitting a request into memory: how it runs and why, or the nearest that would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .cost import TILES, Choice, Cost, Runner, Setting, count
+from .errors import UsageError
+from .presets import presets_of
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .plan import Plan
+
+TILED = ("AutoencoderKLWan",)
+PARTS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)  # of the sides, in the search for what fits
+OFFLOADS = ("none", "model", "block")
+Settle = Callable[[int, int, int], "Plan"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a request runs, what it costs so, and why."""
+
+    cost: Cost
+    runner: Runner
+    choices: tuple[Choice, ...]
+
+
+def fit(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    runner: Runner,
+    tokens: int,
+    memory: int | None = None,
+    settle: Settle | None = None,
+    may_offload: bool = True,
+) -> Fit:
+    """The fastest setting, from the runner's on, that fits into `memory` bytes (None: any).
+
+    Raises `UsageError` where none does, naming the nearest request that would; `settle(num_frames,
+    height, width)` gives the plan of another, and refuses what cannot run. Where weights cannot be
+    moved (`may_offload`) and that would help, it is told too.
+    """
+    found = count(plan, checkpoint, runner, tokens)
+    reasons: dict[str, str] = {}
+    while memory is not None and found.peak_memory_bytes > memory:
+        worst = found.worst
+        step = leaner(runner.setting, worst.name, plan, checkpoint, runner.device, may_offload)
+        if step is None:
+            raise UsageError(_refusal(plan, checkpoint, runner, tokens, memory, settle))
+        what = next(n for n in REASONS if getattr(step, n) != getattr(runner.setting, n))
+        reasons[what] = f"{_NAMES[worst.name]} would need {gb(worst.peak_bytes)} of {gb(memory)}"
+        runner = replace(runner, setting=step)
+        found = count(plan, checkpoint, runner, tokens)
+    return Fit(found, runner, tuple(_choices(runner, plan, reasons, memory)))
+
+
+def leaner(
+    setting: Setting,
+    stage: str,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    device: str,
+    may_offload: bool = True,
+) -> Setting | None:
+    """The next setting that spares a stage memory: tiles, then passes, then offload; None where
+    there is no leaner one. What to do after running out of memory in that stage."""
+    if stage == "decode" and (tile := _smaller_tile(setting, plan, checkpoint)):
+        return replace(setting, tile=tile)
+    guided = max(track.guidance_scale for track in plan.tracks) > 1
+    if stage == "denoise" and guided and setting.guidance == "batched":
+        return replace(setting, guidance="two passes")
+    if may_offload and device != "cpu" and setting.offload != OFFLOADS[-1]:
+        return replace(setting, offload=OFFLOADS[OFFLOADS.index(setting.offload) + 1])
+    return None
+
+
+def _smaller_tile(setting: Setting, plan: Plan, checkpoint: Checkpoint) -> tuple[int, int] | None:
+    vae = checkpoint.component("vae")
+    if vae.class_name not in TILED or vae.config.get("attn_scales"):
+        return None
+    now = setting.tile or (plan.height, plan.width)
+    smaller = (tile for tile in TILES if tile[0] * tile[1] < now[0] * now[1])
+    return next(smaller, None)
+
+
+# ---- reasons -------------------------------------------------------------------------------------
+
+_NAMES = {
+    "encode": "encoding the text",
+    "bind": "binding the text",
+    "denoise": "a step",
+    "decode": "decoding",
+    "sound": "decoding the sound",
+}
+REASONS = {
+    "guidance": "both branches share what comes before the text",
+    "tile": "frames are decoded whole",
+    "offload": "all weights stay on the device",
+}
+
+
+def _choices(
+    runner: Runner, plan: Plan, reasons: Mapping[str, str], memory: int | None
+) -> Iterator[Choice]:
+    setting = runner.setting
+    unguided = max(track.guidance_scale for track in plan.tracks) <= 1
+    tile = "none" if setting.tile is None else "x".join(map(str, setting.tile))
+    taken = {"guidance": setting.guidance, "tile": tile, "offload": setting.offload}
+    for what, otherwise in REASONS.items():
+        if what == "guidance" and unguided:
+            yield Choice(what, "one branch", "no track has a guidance scale above 1")
+        else:
+            fits = otherwise if memory is None else f"{otherwise}, and it fits"
+            yield Choice(what, taken[what], reasons.get(what, fits))
+
+
+def gb(size: int) -> str:
+    """Bytes as a person reads them."""
+    if size >= 1e9:
+        return f"{size / 1e9:.3g} GB"
+    return f"{size / 1e6:.3g} MB"
+
+
+# ---- what would fit ------------------------------------------------------------------------------
+
+
+def _refusal(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    runner: Runner,
+    tokens: int,
+    memory: int,
+    settle: Settle | None,
+) -> str:
+    cost = count(plan, checkpoint, runner, tokens)
+    there = f"{gb(memory)} of memory are there"
+    line = f"{_what(plan)}: needs {gb(cost.peak_memory_bytes)}, {there}"
+    if mode := _offload_that_fits(plan, checkpoint, runner, tokens, memory):
+        line = f"{line}; offload={mode!r} would fit it"
+    found = None if settle is None else nearest(plan, checkpoint, runner, tokens, memory, settle)
+    if found is not None:
+        return f"{line}; {_what(found)} would fit"
+    weights = gb(sum(cost.weight_bytes.values()))
+    return f"{line}; no shorter or smaller video would fit: the weights are {weights}"
+
+
+def _offload_that_fits(
+    plan: Plan, checkpoint: Checkpoint, runner: Runner, tokens: int, memory: int
+) -> str | None:
+    """The next mode of offload, if there is one, under which the request would fit."""
+    if runner.device == "cpu":
+        return None
+    for mode in OFFLOADS[OFFLOADS.index(runner.setting.offload) + 1 :]:
+        leaner = replace(runner, setting=replace(runner.setting, offload=mode))
+        if count(plan, checkpoint, leaner, tokens).peak_memory_bytes <= memory:
+            return mode
+    return None
+
+
+def nearest(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    runner: Runner,
+    tokens: int,
+    memory: int,
+    settle: Settle,
+) -> Plan | None:
+    """The largest request that fits: as many frames of this size as do; where not even a quarter of
+    them do, a smaller size in the same shape too."""
+    presets = presets_of(checkpoint)
+    stride, unit = presets.frame_stride, presets.size_multiple
+
+    def fits(candidate: Plan) -> bool:
+        return count(candidate, checkpoint, runner, tokens).peak_memory_bytes <= memory
+
+    def at(frames: int, part: float) -> Plan | None:
+        sides = (max(unit, round(side * part / unit) * unit) for side in (plan.height, plan.width))
+        try:
+            return settle(frames, *sides)
+        except UsageError:
+            return None
+
+    best = None
+    for part in PARTS:
+        latent = _most(
+            lambda k, part=part: (c := at(1 + stride * k, part)) is not None and fits(c),
+            (plan.num_frames - 1) // stride,
+        )
+        if latent is None:
+            continue
+        best = best or at(1 + stride * latent, part)
+        if 4 * (1 + stride * latent) >= plan.num_frames:
+            return at(1 + stride * latent, part)
+    return best
+
+
+def _most(fits: Callable[[int], bool], most: int) -> int | None:
+    """The largest whole number up to `most` that fits, where all below one that fits do."""
+    if not fits(0):
+        return None
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _what(plan: Plan) -> str:
+    frames = "1 frame" if plan.num_frames == 1 else f"{plan.num_frames} frames"
+    return f"{frames} at {plan.width}x{plan.height}"
