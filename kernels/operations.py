@@ -28,7 +28,8 @@ BOUND = (
 class Operations:
     """One function for each operation, called as the function of the same name in `reference`.
 
-    `rope(tables, head_dim)` makes of compact tables what this `qk_norm_rope` reads fastest.
+    `rope(tables, head_dim)` makes of compact tables what this `qk_norm_rope` reads fastest;
+    `layout` is how queries and keys lie best for this `attention`.
     """
 
     norm_modulate: Callable[..., Any]
@@ -41,6 +42,7 @@ class Operations:
     unpatchify: Callable[..., Any]
     rope: Callable[[Rope, int], Any]
     choices: tuple[Choice, ...]
+    layout: str = "blnd"
 
     @property
     def backends(self) -> dict[str, str]:
@@ -70,14 +72,17 @@ def bind(
         choice = choose(op, device, backends.get(name), **needs)
         choices.append(Choice(name, choice.backend, choice.reason, choice.function))
     functions = {choice.op: choice.function for choice in choices}
-    return Operations(**functions, rope=_rope(choices), choices=tuple(choices))
+    taken = {choice.op: choice.backend for choice in choices}
+    layout = "bnld" if taken["attention"] in ("torch", "matmul") else "blnd"
+    return Operations(
+        **functions, rope=_rope(taken["qk_norm_rope"]), choices=tuple(choices), layout=layout
+    )
 
 
-def _rope(choices: list[Choice]) -> Callable[[Rope, int], Any]:
+def _rope(backend: str) -> Callable[[Rope, int], Any]:
     from .torch_backend import expand_rope
 
-    taken = {choice.op: choice.backend for choice in choices}
-    return expand_rope if taken["qk_norm_rope"] == "torch" else _compact
+    return expand_rope if backend == "torch" else _compact
 
 
 def _compact(rope: Rope, head_dim: int) -> Rope:

@@ -289,8 +289,8 @@ def _check_rope(rope: Rope, q: Tensor, start: int) -> None:
 
 
 CASES = {
-    "wan-1.3b": ("rms_across_heads", 12, 128, (22, 21, 21), False),
-    "wan-14b": ("rms_across_heads", 40, 128, (22, 21, 21), False),
+    "wan-1.3b": ("rms_across_heads", 12, 128, (22, 21, 21), True),
+    "wan-14b": ("rms_across_heads", 40, 128, (22, 21, 21), True),
     "hunyuan": ("rms_per_head", 24, 128, (8, 28, 28), True),
     "cogvideox": ("layer_per_head", 48, 64, (8, 12, 12), True),
 }

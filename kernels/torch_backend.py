@@ -25,18 +25,21 @@ from .tiles import TileMask
 class TokenRope(NamedTuple):
     """Angles of every token, fp32 (L, 1 or N, D/2): what `expand_rope` makes of compact tables.
 
-    `halves` are the two factors of half-split pairs, (L, 1 or N, D) each: cosines, signed sines.
+    `turns` are the same as complex numbers; `halves` the two factors of half-split pairs, (L, 1 or
+    N, D) each: cosines, signed sines.
     """
 
     cos: Tensor
     sin: Tensor
+    turns: Tensor
     halves: tuple[Tensor, Tensor]
 
 
 def expand_rope(rope: Rope, head_dim: int) -> TokenRope:
     """Tables a token instead of an axis: more to read, and nothing to gather, in each layer."""
     cos, sin = rope_of_tokens(rope, head_dim)
-    return TokenRope(cos, sin, (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)))
+    halves = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    return TokenRope(cos, sin, torch.complex(cos, sin), halves)
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -86,18 +89,20 @@ def qk_norm_rope(
     if isinstance(rope, Rope):
         rope = expand_rope(rope, q.shape[-1])
     kind, over = norm.split("_", 1)
-    out = []
-    for x, weight, bias in ((q, q_weight, q_bias), (k, k_weight, k_bias)):
+
+    def one(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         hidden = x.flatten(2) if over == "across_heads" else x
         hidden = _norm(hidden, kind, weight, bias, eps).view(x.shape)
+        if rope is not None and layout == "bnld" and interleaved and _is_whole(x, rope):
+            return _rotate_to_heads(hidden, rope).to(x.dtype)
         if rope is not None:
             hidden = _rotate_from(hidden, rope, start, interleaved)
         hidden = hidden.to(x.dtype)
         if layout == "blnd":
-            out.append(hidden.contiguous().transpose(1, 2))
-        else:
-            out.append(hidden.transpose(1, 2).contiguous())
-    return out[0], out[1]
+            return hidden.contiguous().transpose(1, 2)
+        return hidden.transpose(1, 2).contiguous()
+
+    return one(q, q_weight, q_bias), one(k, k_weight, k_bias)
 
 
 def patchify(
@@ -160,16 +165,40 @@ def _norm(x: Tensor, norm: str, weight: Tensor | None, bias: Tensor | None, eps:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     x = x * torch.rsqrt(length.square() / x.shape[-1] + eps)
-    if weight is None:
-        return x if bias is None else x + bias
-    return x * weight if bias is None else torch.addcmul(bias, x, weight)
+    return _affine(x, weight, bias)
 
 
 def _modulate(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    if scale is None:
-        return x if shift is None else x + shift.float()
-    factor = 1 + scale.float()
-    return x * factor if shift is None else torch.addcmul(shift.float(), x, factor)
+    scale, shift = (None if part is None else part.float() for part in (scale, shift))
+    return _affine(x, None if scale is None else 1 + scale, shift)
+
+
+def _affine(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
+    """`x * factor + shift` of a tensor that nobody else holds, where it lies if that can be: on a
+    CPU fresh memory costs more than the arithmetic."""
+    out = x if x.dtype == torch.float32 and not torch.is_grad_enabled() else None
+    if factor is None:
+        return x if shift is None else torch.add(x, shift, out=out)
+    if shift is None:
+        return torch.mul(x, factor, out=out)
+    return torch.addcmul(shift, x, factor, out=out)
+
+
+def _is_whole(x: Tensor, rope: TokenRope) -> bool:
+    """Whether every token is turned, and complex numbers may do it: a compiler has none."""
+    ready = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    return ready and rope.cos.shape[0] == x.shape[1]
+
+
+def _rotate_to_heads(x: Tensor, rope: TokenRope) -> Tensor:
+    """Rotate interleaved pairs of x (B, L, N, D) into a fresh (B, N, L, D), in one pass."""
+    batch, length, heads, head_dim = x.shape
+    out = x.new_empty(batch, heads, length, head_dim)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2))).transpose(1, 2)
+    torch.mul(
+        pairs, rope.turns.transpose(0, 1), out=torch.view_as_complex(out.unflatten(-1, (-1, 2)))
+    )
+    return out
 
 
 def _rotate_from(x: Tensor, rope: TokenRope, start: int, interleaved: bool) -> Tensor:

@@ -50,8 +50,9 @@ class Model:
         return self.text if self.joint == "after" else 0
 
 
-SMALL = {"heads": 12, "head_dim": 128, "ffn": 8960, "blocks": 30, "text": 512}
-LARGE = {"heads": 40, "head_dim": 128, "ffn": 13824, "blocks": 40, "text": 512}
+WAN = {"head_dim": 128, "text": 512, "interleaved": True}
+SMALL = {**WAN, "heads": 12, "ffn": 8960, "blocks": 30}
+LARGE = {**WAN, "heads": 40, "ffn": 13824, "blocks": 40}
 COGVIDEOX = Model(
     "CogVideoX-5b 480p", (13, 30, 45), 48, 64, 12288, 42, 226, joint="before",
     norm="layer_per_head", pairs=(8, 12, 12), interleaved=True, frame=(480, 720),

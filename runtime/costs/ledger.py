@@ -188,7 +188,7 @@ class Ledger:
             return self.each(x)
         hidden = self._norm(x, norm, affine)
         if modulated:
-            hidden = self.each(hidden)
+            self._in_place(hidden)
         return self.cast(hidden, x.item)
 
     def add_and_norm(
@@ -218,11 +218,10 @@ class Ledger:
         *rows, _ = source.shape
         part = (*rows, width)
         hidden = self._normed_rms(source, part, affine=True)
-        turned = self.each(hidden)  # times the cosines
-        rolled = self.each(hidden)
-        self.spend("elementwise", FP32, 3 * turned.bytes)  # in place
-        del rolled
-        return self.cast(turned, source.item)
+        return self.cast(self.each(hidden), source.item)
+
+    def _in_place(self, x: Size) -> None:
+        self.spend("elementwise", x.item, 2 * x.bytes)
 
     def _norm(self, x: Size, norm: str, affine: bool) -> Size:
         if norm == "layer":
@@ -236,4 +235,6 @@ class Ledger:
             x = self.each(x, shape=shape, item=FP32)
         x = self.each(x, shape=shape)
         self.spend("elementwise", FP32, x.bytes)  # its length
-        return self.each(x) if affine else x
+        if affine:
+            self._in_place(x)
+        return x

@@ -88,7 +88,7 @@ class Wan:
 
     def bind(self) -> list[Size]:
         """What `WanTransformer.bind` computes and keeps."""
-        tables = 1 if self.ledger.fused else 3  # halves of angles; and factors of every channel
+        tables = 1 if self.ledger.fused else 4  # halves of angles; turns; factors of every channel
         rope = self.ledger.new(self.tokens, tables * self.head_dim, item=FP32)
         return [*self._text(), *self._image(), *self._modulation(), rope]
 
@@ -159,7 +159,8 @@ class Wan:
         both = self.ledger.linear(x, 3 * self.dim, packed=True)
         query, key = self.ledger.qk_norm_rope(both)  # noqa: RUF059
         out = self.ledger.attention(query, self.tokens, self.heads, self.head_dim)
-        return self.ledger.linear(out, self.dim, packed=True)
+        tokens = out if self.ledger.fused else self.ledger.each(out)  # heads side by side again
+        return self.ledger.linear(tokens, self.dim, packed=True)
 
     def _cross_attention(self, x: Size) -> Size:
         ledger, sizes = self.ledger, (self.heads, self.head_dim)

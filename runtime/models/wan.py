@@ -61,14 +61,6 @@ KEYS = {
     "scale_shift_table": ("scale_shift_table",),
     "proj_out": ("proj_out",),
 }
-# Attention does not change when the channels of queries and keys are permuted alike, so each head's
-# interleaved RoPE pairs are laid out as two halves, which rotate without strided writes.
-ROTATED = (
-    "blocks.{}.attn1.to_q",
-    "blocks.{}.attn1.to_k",
-    "blocks.{}.attn1.norm_q.weight",
-    "blocks.{}.attn1.norm_k.weight",
-)
 UNUSED = frozenset({"norm_added_q"})  # published files hold it, the reference does not read it
 KEEP_FP32 = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2"})
 
@@ -129,10 +121,7 @@ class WanConfig:
 
     def weight_table(self) -> weights.WeightTable:
         """How this configuration's published weights become native ones."""
-        layouts = {
-            "patch_embedding": as_rows(self.dim, self.in_channels, self.patch_size),
-            **dict.fromkeys(ROTATED, half_split(self.attention_head_dim)),
-        }
+        layouts = {"patch_embedding": as_rows(self.dim, self.in_channels, self.patch_size)}
         return weights.WeightTable(KEYS, layouts, KEEP_FP32, UNUSED)
 
 
@@ -142,16 +131,6 @@ def as_rows(dim: int, channels: int, patch_size: tuple[int, int, int]) -> weight
         lambda kernel: kernel.flatten(1) if kernel.dim() > 1 else kernel,
         lambda rows: rows.view(dim, channels, *patch_size) if rows.dim() > 1 else rows,
     )
-
-
-def half_split(head_dim: int) -> weights.Layout:
-    """Rows (N*D, ...): each head's pairs (2j, 2j+1) to (j, D/2+j), and back."""
-
-    def swap(rows: Tensor, shape: tuple[int, int]) -> Tensor:
-        return rows.unflatten(0, (-1, *shape)).transpose(1, 2).flatten(0, 2)
-
-    pairs, halves = (head_dim // 2, 2), (2, head_dim // 2)
-    return weights.Layout(lambda rows: swap(rows, pairs), lambda rows: swap(rows, halves))
 
 
 class Modulation(NamedTuple):
@@ -213,7 +192,14 @@ class SelfAttention(nn.Module):
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         norm_q, norm_k = self.norm_qk.chunk(2)
         query, key = self.ops.qk_norm_rope(
-            query, key, rope, q_weight=norm_q, k_weight=norm_k, eps=self.eps
+            query,
+            key,
+            rope,
+            q_weight=norm_q,
+            k_weight=norm_k,
+            eps=self.eps,
+            interleaved=True,
+            layout=self.ops.layout,
         )
         out = self.ops.attention(query, key, value.transpose(1, 2))
         return self.out(out.transpose(1, 2).flatten(2))

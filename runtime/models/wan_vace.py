@@ -18,13 +18,11 @@ from .. import weights
 from ..errors import UsageError
 from .wan import (
     KEYS,
-    ROTATED,
     TextContext,
     WanBlock,
     WanConfig,
     WanTransformer,
     as_rows,
-    half_split,
     keys_values,
 )
 
@@ -62,7 +60,6 @@ class WanVaceConfig(WanConfig):
         layouts = {
             **table.layouts,
             "vace_patch_embedding": as_rows(self.dim, self.vace_in_channels, self.patch_size),
-            **{f"vace_{name}": half_split(self.attention_head_dim) for name in ROTATED},
         }
         return replace(table, rules={**table.rules, **CONTROL_KEYS}, layouts=layouts)
 

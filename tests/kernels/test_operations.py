@@ -88,7 +88,7 @@ def test_a_transformer_compiles_whole_and_exports(operators, plain) -> None:
     compiled = torch.compile(model, fullgraph=True)
     assert rms(compiled(*arguments) - wanted) < 1e-5 * rms(wanted)
     exported = torch.export.export(model, arguments)
-    assert torch.equal(exported.module()(*arguments), wanted)
+    assert rms(exported.module()(*arguments) - wanted) < 1e-5 * rms(wanted)
     named = [node for node in exported.graph.nodes if "kinema" in str(node.target)]
     assert len(named) == (0 if plain else 9 * CONFIG.num_layers + 2)
 

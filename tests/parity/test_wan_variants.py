@@ -150,8 +150,10 @@ def test_the_step_is_one_graph(case):
     )
     wanted = run(case, native, parts)
     whole = torch.compile(native, fullgraph=True, backend="eager")
-    assert torch.equal(whole(*arguments), wanted)
-    assert torch.equal(torch.export.export(native, arguments).module()(*arguments), wanted)
+    exported = torch.export.export(native, arguments).module()
+    # A compiler has no complex numbers: the same rotation rounds otherwise there.
+    for graph in (whole, exported):
+        assert (graph(*arguments) - wanted).abs().max() < 1e-5 * wanted.square().mean().sqrt()
 
 
 def half(model):
