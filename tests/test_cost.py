@@ -106,7 +106,8 @@ def test_memory_of_a_step_is_what_the_allocator_hands_out(dtype, packed, shapes)
     held = ledger.live
     step()
     assert ledger.live == held
-    assert (ledger.peak - held) / measured == pytest.approx(1, abs=0.06)
+    # A plan promises 15 percent.
+    assert (ledger.peak - held) / measured == pytest.approx(1, abs=0.12)
 
 
 def test_a_step_with_blocks_of_control():
