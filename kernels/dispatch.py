@@ -190,17 +190,21 @@ def choose(op: str, device: torch.device | str, backend: str | None = None, **ne
         if reason := table[backend].missing(device, needs):
             raise RuntimeError(f"{op} cannot use {backend}: {reason}")
         return Choice(op, backend, "asked for", table[backend].load())
-    passed = []
+    passed: dict[str, list[str]] = {}  # names by reason
     for entry in table.values():
         if not entry.automatic:
             continue
         if reason := entry.missing(device, needs):
-            passed.append(f"not {entry.name} ({reason})")
+            passed.setdefault(reason, []).append(entry.name)
             continue
-        why = "; ".join(["the first that works", *passed])
+        why = "; ".join(["the first that works", *_without(passed)])
         logger.info("%s on %s takes %s: %s", op, device, entry.name, why)
         return Choice(op, entry.name, why, entry.load())
-    raise RuntimeError(f"no backend of {op} works on {device}: {'; '.join(passed)}")
+    raise RuntimeError(f"no backend of {op} works on {device}: {'; '.join(_without(passed))}")
+
+
+def _without(passed: Mapping[str, list[str]]) -> list[str]:
+    return [f"not {', '.join(names)} ({reason})" for reason, names in passed.items()]
 
 
 def backends(op: str) -> tuple[Backend, ...]:

@@ -118,6 +118,11 @@ class Engine:
         plan, found = self._fitted(request)
         return replace(plan, seconds=found.cost.seconds(devices.ceilings(self.device)))
 
+    def costs(self, request: Request | str, **fields: Any) -> list[dict[str, Any]]:
+        """What each stage of a request needs: FLOPs, bytes moved, peak bytes, seconds."""
+        _, found = self._fitted(_as_request(request, fields))
+        return found.cost.rows(devices.ceilings(self.device))
+
     def _fitted(self, request: Request) -> tuple[Plan, Fit]:
         """A plan without its seconds, which need the device measured."""
         dtype, where = str(self.dtype).removeprefix("torch."), str(self.device)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import kinema
+from kinema.runtime import cli
 from kinema.runtime.checkpoint import EMBEDDED_FOLDER
 from kinema.runtime.latents import initial_noise
 from kinema.world.captions import heldout_prompts
@@ -203,3 +204,20 @@ def test_a_backend_is_chosen_or_refused():
         kinema.load(device="cpu", backends={"attention": "triton"}).generate("a red ball bounces")
     with pytest.raises(kinema.UsageError, match="attention has no backend 'fast'; it has flash3"):
         kinema.load(backends={"attention": "fast"}).generate("a red ball bounces")
+
+
+def test_a_plan_says_what_is_needed_and_why(capsys):
+    assert cli.run(["plan", "a red ball bounces", "--steps", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = kinema.load().plan("a red ball bounces", num_inference_steps=4)
+    assert found["peak_memory_bytes"] == plan.peak_memory_bytes > 20e6
+    assert plan.seconds > 0
+    assert {choice.what for choice in plan.choices} == {
+        "executor", "attention", "guidance", "tile", "offload"
+    }  # fmt: skip
+    assert {stage["stage"] for stage in found["stages"]} >= {"encode", "denoise", "decode"}
+    assert cli.run(["plan", "a red ball bounces"]) == 0
+    told = capsys.readouterr().out
+    assert "should take" in told and "both branches share what comes before the text" in told
+    assert cli.run(["plan", "a red ball bounces", "--num-frames", "34"]) == 2
+    assert "nearest 33" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,15 @@ def bar_of_parts() -> Iterator[Callable[[Progress], None]]:
             bar.update(tasks[event.stage], completed=event.index, total=event.total)
 
         yield show
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of words as columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def plain(value: Any) -> str:

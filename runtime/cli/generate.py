@@ -1,4 +1,4 @@
-"""`kinema generate`: a prompt, or a saved run, to a file."""
+"""`kinema generate` and `kinema plan`: a prompt to a file, and what that needs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import Cancelled, UsageError
-from ..guidance_options import PLAIN
-from ..request import Request
+from ..fit import gb
 from .app import Debug, Json, app
-from .arguments import conditions, guidance, parse_lora, parse_numbers, parse_pair, parse_size
-from .console import print_json, progress, say
+from .console import print_json, progress, say, table
+from .options import Asked, asking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,92 +24,10 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@asking
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What to show.")] = None,
-    *,
+    asked: Asked,
     output: Annotated[str, typer.Option("-o", "--output", help="The MP4 to write.")],
-    model: Annotated[
-        str | None, typer.Option(help="A folder or a hub id; the embedded model if not given.")
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="With a transformer alone as --model: where all else comes from."),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH[:WEIGHT]", help="A LoRA, with its weight; may be repeated."),
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="Length: the fewest frames that last so long.")
-    ] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 64x64.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same video.")] = Request.seed,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")
-    ] = None,
-    guidance_scale_2: Annotated[
-        float | None, typer.Option(help="The same for the second of two experts.")
-    ] = None,
-    guidance_rescale: Annotated[
-        float, typer.Option(help="0 to 1: how far contrast is brought back to that without it.")
-    ] = PLAIN.rescale,
-    guidance_interval: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Guide only from part A of the steps to B.")
-    ] = None,
-    zero_star: Annotated[
-        bool, typer.Option("--zero-star", help="CFG-Zero*: scale the negative branch to fit.")
-    ] = False,
-    negative_prompt: Annotated[
-        str, typer.Option(help="What to steer away from.")
-    ] = Request.negative_prompt,
-    solver: Annotated[
-        str | None, typer.Option(help="unipc, dpm++2m, euler, ...; the checkpoint's own if not.")
-    ] = None,
-    sigmas: Annotated[
-        str | None,
-        typer.Option(metavar="S,S,...", help="What to step through, as distilled models have it."),
-    ] = None,
-    image: Annotated[str | None, typer.Option(metavar="FILE", help="The first frame.")] = None,
-    last_image: Annotated[str | None, typer.Option(metavar="FILE", help="The last frame.")] = None,
-    clip: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A video to keep, or to be guided by.")
-    ] = None,
-    mask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="With --clip: white where it is made anew; 1: all of it."
-        ),
-    ] = None,
-    reference: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="A picture of how things look; may be repeated."),
-    ] = None,
-    strength: Annotated[
-        float, typer.Option(help="How much --clip and --reference are heeded.")
-    ] = 1.0,
-    adjust: Annotated[
-        bool, typer.Option("--adjust", help="Take the nearest size and length that fit.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OP=NAME", help="Such as attention=triton; kinema kernels list names them."
-        ),
-    ] = None,
-    executor: Annotated[
-        str | None, typer.Option(help="eager, packed (a CPU's default) or compiled.")
-    ] = None,
-    offload: Annotated[
-        str, typer.Option(help="Where idle weights are: none (the device), model or block.")
-    ] = "none",
-    text_cache: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Keep what prompts are encoded to.")
-    ] = None,
     save_every: Annotated[
         int | None,
         typer.Option(metavar="N", help="Save the run beside the video after every N steps."),
@@ -127,57 +44,23 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Make a video of PROMPT and write it to an MP4."""
-    import kinema
-
-    from ..checkpoint import open_checkpoint
     from ..media import check_target
     from ..plan import resolve
 
     if save_every is not None and save_every < 1:
         raise UsageError(f"--save-every is {save_every}; it must be 1 step or more")
-    started = time.perf_counter()
-    run_by = {
-        "backends": dict(parse_pair("--backend", text) for text in backend or ()),
-        "executor": executor,
-        "offload": offload,
-        "text_cache": text_cache,
-    }
-    path = check_target(output, overwrite=force)
-    checkpoint = open_checkpoint(model, base)
-    loras = [parse_lora(text) for text in lora or ()]
+    started, path = time.perf_counter(), check_target(output, overwrite=force)
     if resume is None:
-        width, height = parse_size(size)
-        request = Request(
-            prompt="" if prompt is None else prompt,
-            negative_prompt=negative_prompt,
-            num_frames=num_frames,
-            seconds=seconds,
-            height=height,
-            width=width,
-            fps=fps,
-            seed=seed,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            guidance_scale_2=guidance_scale_2,
-            guidance=guidance(guidance_rescale, guidance_interval, zero_star),
-            solver=solver,
-            sigmas=parse_numbers("--sigmas", sigmas),
-            image=image,
-            last_image=last_image,
-            conditions=conditions(clip, mask, reference or [], strength),
-            adjust=adjust,
-        )
+        request = asked.request()
         # What cannot run is refused here, before torch is imported and weights are read.
-        announcement = _announce(resolve(request, checkpoint), checkpoint.name)
+        announcement = _announce(resolve(request, asked.checkpoint), asked.checkpoint.name)
     else:
-        if prompt is not None:
-            raise UsageError(f"--resume {resume} has its own prompt; leave {prompt!r} out")
-        announcement = f"going on with {resume}, model {checkpoint.name}"
+        if asked.prompt is not None:
+            raise UsageError(f"--resume {resume} has its own prompt; leave {asked.prompt!r} out")
+        announcement = f"going on with {resume}, model {asked.checkpoint.name}"
     run = Run(path.with_suffix(".kinema"), save_every, keep_latents)
     with progress(announcement) as show:
-        engine = kinema.load(checkpoint, device, dtype, **run_by)
-        for file, weight in loras:
-            say(str(engine.load_lora(file, weight)))
+        engine = asked.load()
         session = engine.session(request) if resume is None else engine.resume(resume)
         video = run.record(session, path, force, show)
         run.end(session)
@@ -187,6 +70,30 @@ def generate(
         print_json(_as_result(str(path), video))
     else:
         print(f"{path}: {video}, made in {time.perf_counter() - started:.1f} s")
+
+
+@app.command()
+@asking
+def plan(asked: Asked, as_json: Json = False, debug: Debug = False) -> None:
+    """Say what a video of PROMPT needs, how it will run, and why; nothing is made."""
+    engine, request = asked.load(), asked.request()
+    found, stages = engine.plan(request), engine.costs(request)
+    if as_json:
+        return print_json({**found.as_dict(), "stages": stages})
+    print(_announce(found, asked.checkpoint.name))
+    print(f"should take {found.seconds:.3g} s and {gb(found.peak_memory_bytes)}, weights open\n")
+    print(table([(choice.what, choice.taken, choice.reason) for choice in found.choices]))
+    rows = [
+        (
+            row["stage"],
+            f"{row['seconds']:.3g} s",
+            gb(row["peak_bytes"]),
+            f"{row['flops'] / 1e9:.3g} GFLOP",
+            f"{gb(row['moved_bytes'])} moved",
+        )
+        for row in stages
+    ]
+    print(f"\n{table(rows)}")
 
 
 class Run:
