@@ -64,6 +64,19 @@ def end_to_end(results: dict[str, Any]) -> str:
     )
 
 
+def step_cpu(results: dict[str, Any]) -> str:
+    """One guided step beside diffusers, on random weights."""
+    lines = ["| a step | milliseconds | kinema is faster by |", "|---|---|---|"]
+    for row in results["rows"]:
+        for name, value in row["seconds"].items():
+            ratio = f"{row['ratio'][name]:.2f}" if name in row["ratio"] else ""
+            lines.append(f"| {name}, {row['dtype']} | {1e3 * value['median_s']:.0f} | {ratio} |")
+    return "\n".join(lines) + (
+        f"\n\n12 layers, 512 wide, 1,500 tokens, both branches of guidance;"
+        f" {_where(results['provenance'])}."
+    )
+
+
 def evaluate(results: dict[str, Any]) -> str:
     """Rates of the embedded model on held-out prompts, in one row; and its sound."""
     table, sound = results["table"], results["table"]["sound"]
@@ -80,7 +93,7 @@ def _where(provenance: dict[str, Any]) -> str:
     return f"{provenance['device']}, {provenance['threads']} threads, {versions}"
 
 
-TABLES = {"end_to_end": end_to_end, "evaluate": evaluate}
+TABLES = {"end_to_end": end_to_end, "step_cpu": step_cpu, "evaluate": evaluate}
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -72,10 +73,9 @@ def overhead(repeats: int) -> dict[str, float]:
 
     seconds = interleave({"turns": turns, "steps": steps}, repeats)
     turn, step = (
-        summary([value / count for value in seconds[name]])["median_s"]
-        for name, count in (("turns", parts), ("steps", 20))
+        median(seconds[name]) / count for name, count in (("turns", parts), ("steps", 20))
     )
-    return {"turn_s": turn, "step_s": step, "ratio": turn / step}
+    return {"turn_us": round(1e6 * turn, 2), "step_ms": round(1e3 * step, 2), "ratio": turn / step}
 
 
 def throughput(dtype: str, repeats: int) -> dict[str, Any]:

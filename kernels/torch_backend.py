@@ -230,6 +230,8 @@ def attention(
     """As `reference.attention`, by PyTorch's own choice of kernel."""
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(query.dtype)
+    if value.device.type == "cpu":
+        value = value.contiguous()  # read once for every query: rows side by side pay for the copy
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
 
 

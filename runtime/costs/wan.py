@@ -158,7 +158,9 @@ class Wan:
     def _self_attention(self, x: Size) -> Size:
         both = self.ledger.linear(x, 3 * self.dim, packed=True)
         query, key = self.ledger.qk_norm_rope(both)  # noqa: RUF059
+        value = query if self.ledger.fused else self.ledger.each(query)  # side by side
         out = self.ledger.attention(query, self.tokens, self.heads, self.head_dim)
+        del value
         tokens = out if self.ledger.fused else self.ledger.each(out)  # heads side by side again
         return self.ledger.linear(tokens, self.dim, packed=True)
 
