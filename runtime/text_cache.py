@@ -78,5 +78,6 @@ def _write(file: Path, tensor: Tensor) -> None:
         with whole_or_nothing(file) as unfinished:
             save_file({"embeds": tensor.contiguous().cpu()}, unfinished)
     except (OSError, SafetensorError) as error:
-        reason = reason_of(error)
-        raise KinemaError(f"cannot keep embeddings in {str(file.parent)!r}: {reason}") from None
+        raise KinemaError(
+            f"cannot keep embeddings in {str(file.parent)!r}: {reason_of(error)}"
+        ) from None
