@@ -1,7 +1,8 @@
 """What runs a transformer: applied from outside to an open one, whose forward stays as it is.
 
 `eager`: as it is. `packed`: its linear layers laid out for the CPU by oneDNN. `compiled`: its
-blocks by torch.compile, kept on disk, so that a second process starts warm.
+blocks by torch.compile, kept on disk, so that a second process starts warm. `graph`: its forward
+as a CUDA graph for each size.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import pack
+from . import cuda_graph, pack
 from .errors import UsageError
 from .files import cache_folder
 
@@ -24,16 +25,17 @@ BUCKETS = 64
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def choose(name: str | None, device: torch.device) -> str:
+def choose(name: str | None, device: torch.device, offload: str = "none") -> str:
     """The executor to use: the named one, else packed on a CPU that can, else eager.
 
-    Raises `UsageError` where the named one is unknown or cannot run here, saying why.
+    `offload`: where weights are while they do not work (`offload.py`). Raises `UsageError` where
+    the named one is unknown or cannot run here, saying why.
     """
     if name is None:
         return "eager" if _missing_for_packed(device) else "packed"
     if name not in EXECUTORS:
         raise UsageError(f"executor {name!r} is not known; known: {', '.join(EXECUTORS)}")
-    if reason := MISSING[name](device):
+    if reason := MISSING[name](device) or _missing_for_offload(name, offload):
         raise UsageError(f"executor {name} cannot run here: {reason}")
     return name
 
@@ -83,19 +85,26 @@ def _missing_for_compiled(device: torch.device) -> str | None:
     return None
 
 
+def _missing_for_offload(name: str, offload: str) -> str | None:
+    return cuda_graph.missing_for_offload(offload) if name == "graph" else None
+
+
 EXECUTORS: dict[str, Callable[[Any], None]] = {
     "eager": _eager,
     "packed": _packed,
     "compiled": _compiled,
+    "graph": cuda_graph.apply,
 }
 MISSING: dict[str, Callable[[torch.device], str | None]] = {
     "eager": _nothing,
     "packed": _missing_for_packed,
     "compiled": _missing_for_compiled,
+    "graph": cuda_graph.missing,
 }
 
 REASONS = {
     "eager": "nothing to set up",
     "packed": "linear layers laid out for this CPU by oneDNN, GELU within them",
     "compiled": "asked for",
+    "graph": "asked for",
 }
