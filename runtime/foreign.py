@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from . import umt5_original, weights
 from .checkpoint import Component
 from .errors import KinemaError
 from .shards import Entry, read_entries
@@ -27,10 +28,11 @@ def open_model(component: Component, known: tuple[str, ...], dtype: torch.dtype)
     import transformers
 
     check_class(component, known)
-    read_entries(component.folder)  # what is missing or damaged is named here
+    entries = read_entries(component.folder)  # what is missing or damaged is named here
+    opened = getattr(transformers, component.class_name)
     with _quiet(), _in_one_line(component):
-        model, found = getattr(transformers, component.class_name).from_pretrained(
-            component.folder,
+        model, found = opened.from_pretrained(
+            **_source(component, opened, entries),
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
@@ -52,6 +54,20 @@ def open_model(component: Component, known: tuple[str, ...], dtype: torch.dtype)
     if complaints:
         raise KinemaError(f"weights in {where(component)} do not fit; {'; '.join(complaints)}")
     return model.requires_grad_(False).eval()
+
+
+def _source(component: Component, opened: Any, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Where transformers finds weights: in the folder, or here, if its files are not as it has
+    them."""
+    published = umt5_original.ORIGINAL.published(entries)
+    if published == entries:
+        return {"pretrained_model_name_or_path": component.folder}
+    config = opened.config_class.from_dict(component.config)
+    return {
+        "pretrained_model_name_or_path": None,
+        "config": config,
+        "state_dict": weights.views(published),
+    }
 
 
 def open_helper(component: Component, class_name: str, **options: Any) -> Any:

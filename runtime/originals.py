@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from .shards import Entry
+
+FP8 = ("F8_E4M3", "F8_E5M2")
+SCALES = ("scale_weight", "weight_scale")  # what follows a module's name, as tools write it
+# Of no use to weights that are read into a wider type: scales of activations, and marks.
+BESIDE_FP8 = ("scale_input", "input_scale", "comfy_quant")
+MARK_FP8 = "scaled_fp8"
 
 
 def match(rules: Iterable[str], name: str) -> tuple[str, str, str] | None:
@@ -53,13 +59,43 @@ class Original:
         return None
 
     def published(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        """Entries by published name; what has none keeps its own."""
+        """Entries by published name, scales with what they belong to; what has no published name
+        keeps its own."""
         prefix = self.prefix(entries)
         if prefix is None:
-            return dict(entries)
+            return with_scales(entries)
         rules = {original: published for published, original in self.names.items()}
         renamed = {}
         for name, entry in entries.items():
             found = match(rules, name.removeprefix(prefix))
             renamed[rules[found[0]].format(found[1]) + found[2] if found else name] = entry
-        return renamed
+        return with_scales(renamed)
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Several forms of names; a file is of the first whose marks it holds."""
+
+    forms: tuple[Original, ...]
+
+    def published(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Entries by published name; what has none keeps its own."""
+        form = next((form for form in self.forms if form.prefix(entries) is not None), None)
+        return dict(entries) if form is None else form.published(entries)
+
+
+def with_scales(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Entries in which weights of 8-bit floats hold their scales, which are left out as such."""
+    found = dict(entries)
+    for name, entry in entries.items():
+        module, _, kind = name.rpartition(".")
+        if kind != "weight" or entry.dtype not in FP8:
+            continue
+        scales = [found.pop(f"{module}.{end}") for end in SCALES if f"{module}.{end}" in found]
+        if scales:
+            found[name] = replace(entry, scale=scales[0])
+        for end in BESIDE_FP8:
+            found.pop(f"{module}.{end}", None)
+    if found.keys() != entries.keys():
+        found = {name: entry for name, entry in found.items() if name.split(".")[-1] != MARK_FP8}
+    return found

@@ -36,7 +36,10 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file's header says of one tensor: the name it has there, and the bytes it takes."""
+    """What a file's header says of one tensor: the name it has there, and the bytes it takes.
+
+    Its values are to be multiplied by those of `scale`, where there is one.
+    """
 
     file: Path
     name: str
@@ -44,6 +47,7 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     end: int
+    scale: Entry | None = None
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
@@ -114,11 +118,11 @@ def shard_names(index: Path) -> list[str]:
 
 def how_to_convert(file: Path) -> str:
     """Why a pickle is not read, and the command that makes safetensors of it."""
+    name = SINGLE_FILES[1] if file.stem == "pytorch_model" else f"{file.stem}.safetensors"
     return (
         f"{where(file)} is a pickle, which can run code and is not read; to convert it: python -c"
-        ' "import torch, safetensors.torch as s;'
-        f" s.save_file({{k: v.clone() for k, v in torch.load('{file.name}', weights_only=True)"
-        f""".items()}}, '{SINGLE_FILES[0]}')\""""
+        ' "import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() for k, v'
+        f""" in torch.load('{file.name}', weights_only=True).items()}}, '{name}')\""""
     )
 
 

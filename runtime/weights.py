@@ -170,14 +170,35 @@ def stream(entries: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:
         for (name, entry), after in zip_longest(held, following):
             if after is not None:
                 _advise(mapped, "MADV_WILLNEED", after.start, after.end)
-            yield name, _view(mapped, entry)
+            yield name, _scaled(_view(mapped, entry), entry)
             # A page that is read maps its neighbours as well, some before it.
             _advise(mapped, "MADV_DONTNEED", entry.start - NEIGHBOURS, entry.end)
 
 
 def read_tensor(entry: Entry) -> Tensor:
     """One tensor, copied out of its file."""
-    return _view(_map(entry.file), entry).clone()
+    return _scaled(_view(_map(entry.file), entry).clone(), entry)
+
+
+def views(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+    """Every tensor, in the memory of its mapped file: read where it is used, private if written."""
+    files = {file: _map(file) for file in {entry.file for entry in entries.values()}}
+    return {
+        name: _scaled(_view(files[entry.file], entry), entry) for name, entry in entries.items()
+    }
+
+
+def _scaled(tensor: Tensor, entry: Entry) -> Tensor:
+    """A tensor, in float32 by its scale if it has one: one number, or one a row."""
+    if entry.scale is None:
+        return tensor
+    scale, rows = read_tensor(entry.scale).float(), tensor.shape[0]
+    if scale.numel() not in (1, rows):
+        raise KinemaError(
+            f"{entry.scale.name} in {where(entry.scale.file)} has shape {list(scale.shape)};"
+            f" one scale is expected, or one for each of {rows} rows"
+        )
+    return tensor.float() * scale.view(-1, *[1] * (tensor.dim() - 1))
 
 
 def _map(file: Path) -> mmap.mmap:

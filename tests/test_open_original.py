@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from kinema.runtime import registry, weights
-from kinema.runtime.checkpoint import open_checkpoint
+from kinema.runtime import foreign, registry, umt5_original
+from kinema.runtime.checkpoint import Component, open_checkpoint
 from kinema.runtime.errors import KinemaError, UsageError
 from kinema.runtime.models import wan_original
 from kinema.runtime.shards import Entry, read_entries
 from kinema.runtime.vaes import wan_original as vae_original
+from kinema.runtime.vaes.wan import open_wan_vae
 
 diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
 single_file_utils = pytest.importorskip("diffusers.loaders.single_file_utils")
 
 TINY = {
@@ -252,21 +257,226 @@ def test_published_and_original_names_of_one_file(published, tmp_path):
     assert entries["proj_out.bias"].name == "model.head.head.bias"
 
 
-def test_the_original_autoencoder_has_the_names_that_diffusers_converts(tmp_path):
-    """Of the published configuration; whose weights then open as diffusers opens its own."""
+def test_the_original_autoencoder_has_the_names_that_diffusers_converts():
+    """Of the published configuration."""
     with torch.device("meta"):
         whole = diffusers.AutoencoderKLWan().state_dict()
-    original = {vae_original.ORIGINAL.name(name): name for name in whole}
+    original = {vae_original.WAN_2_1.name(name): name for name in whole}
     assert None not in original and len(original) == len(whole)
     meta = torch.device("meta")
     tensors = {name: torch.empty(whole[ours].shape, device=meta) for name, ours in original.items()}
     assert single_file_utils.convert_wan_vae_to_diffusers(tensors).keys() == whole.keys()
-    small = diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, num_res_blocks=2).state_dict()
-    named = {vae_original.ORIGINAL.name(name): weight for name, weight in small.items()}
-    save_file(
-        {name: weight.contiguous() for name, weight in named.items()}, tmp_path / "a.safetensors"
+
+
+SMALL = {"base_dim": 4, "z_dim": 4, "num_res_blocks": 2}
+AUTOENCODERS = {
+    "2.1": (vae_original.WAN_2_1, SMALL),
+    "2.2": (
+        vae_original.WAN_2_2,
+        {
+            **SMALL,
+            "decoder_base_dim": 8,
+            "is_residual": True,
+            "patch_size": 2,
+            "in_channels": 12,
+            "out_channels": 12,
+            "scale_factor_spatial": 16,
+            "temperal_downsample": [False, True, True],
+        },
+    ),
+}
+# One of each kind of module, as Wan's repositories name them (wan/modules/vae2_1.py, vae2_2.py).
+OF_EACH_KIND = {
+    "2.1": [
+        "conv1.weight",
+        "encoder.conv1.bias",
+        "encoder.downsamples.0.residual.6.weight",
+        "encoder.downsamples.2.resample.1.weight",
+        "encoder.downsamples.3.shortcut.weight",
+        "encoder.downsamples.5.time_conv.weight",
+        "encoder.middle.1.to_qkv.weight",
+        "decoder.middle.2.residual.3.gamma",
+        "decoder.upsamples.4.shortcut.weight",
+        "decoder.upsamples.7.time_conv.bias",
+        "decoder.upsamples.14.residual.0.gamma",
+        "decoder.head.2.weight",
+    ],
+    "2.2": [
+        "conv2.weight",
+        "encoder.downsamples.0.downsamples.1.residual.6.weight",
+        "encoder.downsamples.0.downsamples.2.resample.1.weight",
+        "encoder.downsamples.1.downsamples.0.shortcut.weight",
+        "encoder.downsamples.2.downsamples.2.time_conv.weight",
+        "encoder.middle.1.proj.bias",
+        "decoder.upsamples.0.upsamples.3.time_conv.weight",
+        "decoder.upsamples.2.upsamples.3.resample.1.bias",
+        "decoder.upsamples.3.upsamples.0.shortcut.weight",
+        "decoder.upsamples.3.upsamples.2.residual.2.bias",
+        "decoder.head.0.gamma",
+    ],
+}
+
+
+@pytest.mark.parametrize("form", AUTOENCODERS)
+def test_an_original_autoencoder_opens_as_a_published_one(tmp_path, form):
+    names, config = AUTOENCODERS[form]
+    drawn = random_weights(diffusers.AutoencoderKLWan(**config))
+    renamed = {names.name(name): weight for name, weight in drawn.items()}
+    assert None not in renamed and len(renamed) == len(drawn)
+    assert set(OF_EACH_KIND[form]) <= renamed.keys()
+    converted = convert(renamed, f"Wan{form}_VAE.pth", tmp_path)
+    assert converted.name == f"Wan{form}_VAE.safetensors"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened = open_wan_vae(tmp_path, torch.device("cpu"), torch.float32).vae.state_dict()
+    assert opened.keys() == drawn.keys()
+    assert all(torch.equal(opened[name], weight) for name, weight in drawn.items())
+
+
+def convert(tensors, name, folder):
+    """What the command of the refusal makes of a pickle, which is then put away."""
+    torch.save(tensors, folder / name)
+    with pytest.raises(KinemaError, match="is a pickle") as refusal:
+        read_entries(folder)
+    code = re.search(r'python -c "(.*)"$', str(refusal.value)).group(1)
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    (folder / name).unlink()
+    return next(folder.glob("*.safetensors"))
+
+
+# ---- the text encoder ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text_encoder():
+    torch.manual_seed(0)
+    config = transformers.UMT5Config(
+        vocab_size=30, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3
     )
-    entries = vae_original.ORIGINAL.published(read_entries(tmp_path))
-    create = lambda: diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, num_res_blocks=2)  # noqa: E731
-    opened = weights.load(create, entries).state_dict()
-    assert all(torch.equal(opened[name], weight) for name, weight in small.items())
+    return transformers.UMT5EncoderModel(config).eval()
+
+
+def original_text_encoder(model):
+    """Its tensors as Wan's repositories have them, where the embedding has one name."""
+    held = {n: w for n, w in model.state_dict().items() if n != "encoder.embed_tokens.weight"}
+    return {umt5_original.ORIGINAL.name(name): weight for name, weight in held.items()}
+
+
+def component_of(model, folder):
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
+    config = json.loads((folder / "config.json").read_text())
+    return Component("UMT5EncoderModel", folder, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_original_text_encoder_opens_as_a_published_one(tmp_path, text_encoder, dtype):
+    original = original_text_encoder(text_encoder)
+    assert set(original) == {
+        "token_embedding.weight",
+        "norm.weight",
+        *(
+            f"blocks.{i}.{part}.weight"
+            for i in (0, 1)
+            for part in (
+                *("norm1", "attn.q", "attn.k", "attn.v", "attn.o", "pos_embedding.embedding"),
+                *("norm2", "ffn.gate.0", "ffn.fc1", "ffn.fc2"),
+            )
+        ),
+    }
+    (tmp_path / "own").mkdir()
+    convert(original, "models_t5_umt5-xxl-enc-bf16.pth", tmp_path / "own")
+    opened = foreign.open_model(
+        component_of(text_encoder, tmp_path / "own"), ("UMT5EncoderModel",), dtype
+    )
+    text_encoder.save_pretrained(tmp_path / "published")
+    wanted = foreign.open_model(
+        component_of(text_encoder, tmp_path / "published"), ("UMT5EncoderModel",), dtype
+    )
+    assert {n: w.dtype for n, w in opened.state_dict().items()} == {
+        n: w.dtype for n, w in wanted.state_dict().items()
+    }
+    tokens = torch.tensor([[3, 5, 7, 1]])
+    assert torch.equal(opened(tokens).last_hidden_state, wanted(tokens).last_hidden_state)
+
+
+def test_what_an_original_text_encoder_lacks_is_listed(tmp_path, text_encoder):
+    original = original_text_encoder(text_encoder)
+    del original["blocks.1.ffn.fc2.weight"]
+    save_file({**original, "head.weight": torch.ones(2)}, tmp_path / "t5.safetensors")
+    with pytest.raises(KinemaError, match=r"missing: encoder\.block\.1\..*wo.*known: head"):
+        foreign.open_model(
+            component_of(text_encoder, tmp_path), ("UMT5EncoderModel",), torch.float32
+        )
+
+
+# ---- 8-bit floats --------------------------------------------------------------------------------
+
+
+def in_fp8(tensors, form, per_row=False):
+    """Matrices of blocks in 8-bit floats, with scales as ComfyUI's tools write them."""
+    found = {}
+    for name, weight in tensors.items():
+        if weight.dim() != 2 or "blocks." not in name:
+            found[name] = weight
+            continue
+        most = weight.abs().amax(1) if per_row else weight.abs().amax()
+        scale = (most / torch.finfo(torch.float8_e4m3fn).max).float()
+        column = scale[:, None] if per_row else scale
+        found[name] = (weight / column).to(torch.float8_e4m3fn)
+        module = name.removesuffix(".weight")
+        found[f"{module}.{form}"] = column.contiguous()
+        found[f"{module}.scale_input"] = torch.ones(1)
+    return found
+
+
+def values_of_fp8(tensors, held):
+    """The same matrices as those files hold them."""
+    scales = {n: held.get(f"{n.removesuffix('.weight')}.scale_weight") for n in tensors}
+    scales = {n: held.get(f"{n.removesuffix('.weight')}.weight_scale", scales[n]) for n in tensors}
+    return {n: w if scales[n] is None else held[n].float() * scales[n] for n, w in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("form", "prefix", "per_row"),
+    [("scale_weight", "model.diffusion_model.", False), ("weight_scale", "", True)],
+)
+def test_weights_in_8_bit_floats_are_read_by_their_scales(
+    base, published, tmp_path, form, prefix, per_row, dtype
+):
+    original = as_original(published)
+    held = in_fp8(original, form, per_row)
+    assert any(weight.dtype == torch.float8_e4m3fn for weight in held.values())
+    values = values_of_fp8(original, held)
+    wanted = {name: values[wan_original.ORIGINAL.name(name)] for name in published}
+    file = tmp_path / "wan_fp8_scaled.safetensors"
+    marked = {**held, "scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
+    save_file({f"{prefix}{name}": w for name, w in marked.items()}, file)
+    model = registry.open_component(
+        open_checkpoint(file, base=base), "transformer", torch.device("cpu"), dtype
+    )
+    found = model.to_published()
+    assert found.keys() == wanted.keys()
+    for name, weight in found.items():
+        assert torch.equal(weight, wanted[name].to(weight.dtype)), name
+    near = max((wanted[n] - w).abs().max() / w.abs().max() for n, w in published.items())
+    assert near <= 2**-4  # half of the last of three bits of mantissa, at the largest value
+
+
+def test_scales_of_another_shape_are_refused(base, published, tmp_path):
+    held = in_fp8(as_original(published), "scale_weight")
+    held["blocks.0.self_attn.q.scale_weight"] = torch.ones(2, 3)
+    save_file(held, tmp_path / "a.safetensors")
+    with pytest.raises(KinemaError, match=r"q\.scale_weight in .* \[2, 3\]; one .* of 48 rows"):
+        transformer(open_checkpoint(tmp_path / "a.safetensors", base=base))
+
+
+def test_a_text_encoder_in_8_bit_floats(tmp_path, text_encoder):
+    original = original_text_encoder(text_encoder)
+    held = in_fp8(original, "scale_weight")
+    save_file(held, tmp_path / "t5_fp8.safetensors")
+    opened = foreign.open_model(
+        component_of(text_encoder, tmp_path), ("UMT5EncoderModel",), torch.float32
+    )
+    for name, wanted in values_of_fp8(original, held).items():
+        ours = next(n for n in opened.state_dict() if umt5_original.ORIGINAL.name(n) == name)
+        assert torch.equal(opened.state_dict()[ours], wanted.float())

@@ -1,13 +1,16 @@
-"""Names of the autoencoder in Wan 2.1's own repositories (`Wan2.1_VAE.pth`, once converted).
+"""Names of the autoencoders in Wan's own repositories (`Wan2.1_VAE.pth`, `Wan2.2_VAE.pth`, once
+converted).
 
-The names are those of https://github.com/Wan-Video/Wan2.1: wan/modules/vae.py.
+The names are those of https://github.com/Wan-Video/Wan2.2: wan/modules/vae2_1.py, vae2_2.py.
 """
 
 from __future__ import annotations
 
-from ..originals import Original
+from collections.abc import Iterator
 
-STAGES, BLOCKS = 4, 3  # of the decoder, whose original names are numbered through
+from ..originals import Original, Originals
+
+STAGES, BLOCKS = 4, 3  # of the decoder; the encoder's stages have a block less
 
 # Published name: original name. A name may be a module's.
 PARTS = {
@@ -29,26 +32,51 @@ def _block(published: str, original: str) -> dict[str, str]:
     return {f"{published}.{ours}": f"{original}.{theirs}" for ours, theirs in PARTS.items()}
 
 
-NAMES = {
+def _merged(tables: Iterator[dict[str, str]]) -> dict[str, str]:
+    return {ours: theirs for table in tables for ours, theirs in table.items()}
+
+
+SHARED = {
     "quant_conv": "conv1",
     "post_quant_conv": "conv2",
     **_both("conv_in", "conv1"),
     **_both("norm_out", "head.0"),
     **_both("conv_out", "head.2"),
     **_both("mid_block.attentions.0", "middle.1"),
+    **_block("encoder.mid_block.resnets.0", "encoder.middle.0"),
+    **_block("decoder.mid_block.resnets.0", "decoder.middle.0"),
+    **_block("encoder.mid_block.resnets.1", "encoder.middle.2"),
+    **_block("decoder.mid_block.resnets.1", "decoder.middle.2"),
 }
-for _side in ("encoder", "decoder"):
-    NAMES |= _block(f"{_side}.mid_block.resnets.0", f"{_side}.middle.0")
-    NAMES |= _block(f"{_side}.mid_block.resnets.1", f"{_side}.middle.2")
-NAMES |= _block("encoder.down_blocks.{}", "encoder.downsamples.{}")
-NAMES["encoder.down_blocks.{}"] = "encoder.downsamples.{}"
-for _stage in range(STAGES):
-    _first, _last = _stage * (BLOCKS + 1), _stage * (BLOCKS + 1) + BLOCKS
-    for _number in range(BLOCKS):
-        NAMES |= _block(
-            f"decoder.up_blocks.{_stage}.resnets.{_number}",
-            f"decoder.upsamples.{_first + _number}",
-        )
-    NAMES[f"decoder.up_blocks.{_stage}.upsamplers.0"] = f"decoder.upsamples.{_last}"
 
-ORIGINAL = Original(NAMES, marks=frozenset({"decoder.middle.0.residual.0.gamma"}))
+
+def _numbered_through() -> Iterator[dict[str, str]]:
+    """Wan 2.1: one list of blocks and changes of resolution, the decoder's with stages."""
+    yield _block("encoder.down_blocks.{}", "encoder.downsamples.{}")
+    yield {"encoder.down_blocks.{}": "encoder.downsamples.{}"}
+    for stage in range(STAGES):
+        first, ours = stage * (BLOCKS + 1), f"decoder.up_blocks.{stage}"
+        for number in range(BLOCKS):
+            yield _block(f"{ours}.resnets.{number}", f"decoder.upsamples.{first + number}")
+        yield {f"{ours}.upsamplers.0": f"decoder.upsamples.{first + BLOCKS}"}
+
+
+def _in_stages() -> Iterator[dict[str, str]]:
+    """Wan 2.2: a list in each stage, whose last is the change of resolution."""
+    for side, way, blocks in (("encoder", "down", BLOCKS - 1), ("decoder", "up", BLOCKS)):
+        for stage in range(STAGES):
+            ours = f"{side}.{way}_blocks.{stage}"
+            theirs = f"{side}.{way}samples.{stage}.{way}samples"
+            for number in range(blocks):
+                yield _block(f"{ours}.resnets.{number}", f"{theirs}.{number}")
+            yield {f"{ours}.{way}sampler": f"{theirs}.{blocks}"}
+
+
+WAN_2_1 = Original(
+    SHARED | _merged(_numbered_through()), marks=frozenset({"decoder.middle.0.residual.0.gamma"})
+)
+WAN_2_2 = Original(
+    SHARED | _merged(_in_stages()),
+    marks=frozenset({"decoder.upsamples.0.upsamples.0.residual.0.gamma"}),
+)
+ORIGINAL = Originals((WAN_2_2, WAN_2_1))  # the mark of 2.1 is in both
