@@ -11,7 +11,7 @@ from kinema.runtime.errors import KinemaError, UsageError
 from kinema.runtime.vaes import wan_layers
 from kinema.runtime.vaes.wan import WanVAE, open_wan_vae
 from kinema.runtime.vaes.wan_layers import patchify, reach_down, reach_up, unpatchify
-from kinema.runtime.vaes.wan_original import ORIGINAL
+from kinema.runtime.vaes.wan_original import WAN_2_1
 from kinema.runtime.vaes.windows import Windows
 
 diffusers = pytest.importorskip("diffusers")
@@ -289,7 +289,7 @@ def test_weights_named_by_the_models_authors_open(tmp_path):
     vae = random_vae({**WAN21, "num_res_blocks": 2})
     vae.save_pretrained(tmp_path / "vae")
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
-    save_file({ORIGINAL.name(name): x for name, x in load_file(file).items()}, file)
+    save_file({WAN_2_1.name(name): x for name, x in load_file(file).items()}, file)
     ours = open_wan_vae(tmp_path / "vae", torch.device("cpu"), torch.float32)
     latents = torch.randn(1, 4, 1, 2, 3)
     with torch.inference_mode():

@@ -10,7 +10,7 @@ Shape legend: B batch, G groups (latent frames), C channels, H W of the picture,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,9 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-
-GROUP = 4  # frames in a latent frame
-SPATIAL = 8  # pixels a side in a latent pixel
+from .streaming import GROUP, Streaming, Tile
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,9 @@ class CausalBlock(ResBlock):
     def __init__(self, dim: int) -> None:
         super().__init__(dim, inputs=2)
 
-    def forward(self, x: Tensor, batch: int, before: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, batch: int, before: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         hidden = F.silu(self.norm1(x))
         both, last = with_group_before(hidden, batch, before)
         hidden = self.conv1(both)
@@ -110,13 +110,17 @@ class Encoder(nn.Module):
         self.norm_out = ChannelNorm(dim)
         self.conv_out = nn.Conv2d(dim, config.z_dim, 1)
 
-    def forward(self, frames: Tensor, batch: int) -> Tensor:
-        """Frames (B*G*GROUP, 3, H, W) to latents (B*G, z_dim, h, w)."""
+    def forward(
+        self, frames: Tensor, batch: int, before: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Frames (B*G*GROUP, 3, H, W) to latents (B*G, z_dim, h, w), and state for the next."""
         x = self.frame_block(self.conv_in(F.pixel_unshuffle(frames, 4)))
         x = self.merge(x.unflatten(0, (-1, GROUP)).flatten(1, 2))
-        for block in self.blocks:
-            x, _ = block(x, batch, None)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        last = []
+        for i, block in enumerate(self.blocks):
+            x, kept = block(x, batch, before[i] if before else None)
+            last.append(kept)
+        return self.conv_out(F.silu(self.norm_out(x))), last
 
 
 class Decoder(nn.Module):
@@ -150,8 +154,12 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), 2), last
 
 
-class AutoencoderKinema(nn.Module):
-    """Pixels (B, 3, 1+4k, H, W) in -1..1 to latents (B, z_dim, 1+k, H/8, W/8), and back."""
+class AutoencoderKinema(Streaming, nn.Module):
+    """Pixels (B, 3, 1+4k, H, W) in -1..1 to latents (B, z_dim, 1+k, H/8, W/8), and back.
+
+    Latents are not normalised, pixels not clamped. Memory is the last group that each causal layer
+    has seen: (B, 1, C, h, w).
+    """
 
     def __init__(self, config: KinemaVAEConfig) -> None:
         super().__init__()
@@ -159,34 +167,44 @@ class AutoencoderKinema(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Latents, not normalised; raises `UsageError` where frames or sizes do not fit."""
-        batch, _, frames, height, width = pixels.shape
-        if frames % GROUP != 1 or height % SPATIAL or width % SPATIAL:
-            raise UsageError(
-                f"{frames} frames of {width}x{height} do not fit:"
-                f" frames are 1 + {GROUP}k, sides multiples of {SPATIAL}"
-            )
-        first = pixels[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1)
-        frames = torch.cat([first, pixels], 2).transpose(1, 2).flatten(0, 1)
-        latents = self.encoder(_channels_last(frames), batch)
-        return latents.unflatten(0, (batch, -1)).transpose(1, 2)
-
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels, not clamped."""
-        batch = latents.shape[0]
-        flat = _channels_last(latents.transpose(1, 2).flatten(0, 1))
-        frames, _ = self.decoder(flat, batch, None)
-        return frames.unflatten(0, (batch, -1)).transpose(1, 2)[:, :, GROUP - 1 :]
+        """Pixels of a whole clip at once."""
+        return self._decode(latents, None)[0][:, :, GROUP - 1 :]
 
-    def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
-        """The same pixels in chunks along time: one frame, then four for every latent frame."""
-        batch, before = latents.shape[0], None
-        for i in range(latents.shape[2]):
-            frames, before = self.decoder(_channels_last(latents[:, :, i]), batch, before)
-            pixels = frames.unflatten(0, (batch, -1)).transpose(1, 2)
-            yield pixels[:, :, GROUP - 1 :] if i == 0 else pixels
+    def encode(self, pixels: Tensor, tile: Tile | None = None) -> Tensor:
+        """Latents of a whole clip at once; raises `UsageError` where frames or sizes do not fit."""
+        self.check(pixels)
+        self.refuse(tile)
+        first = pixels[:, :, :1].expand(-1, -1, GROUP - 1, -1, -1)
+        return self._encode(torch.cat([first, pixels], dim=2), None)[0]
+
+    def decode_first(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
+        pixels, memory = self._decode(latents, None)
+        return pixels[:, :, GROUP - 1 :], memory
+
+    def decode_next(self, latents: Tensor, memory: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return self._decode(latents, list(memory))
+
+    def encode_first(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self._encode(pixels.expand(-1, -1, GROUP, -1, -1), None)
+
+    def encode_next(self, pixels: Tensor, memory: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return self._encode(pixels, list(memory))
+
+    def _decode(self, latents: Tensor, before: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        frames, memory = self.decoder(_pictures(latents), latents.shape[0], before)
+        return _clips(frames, latents.shape[0]), memory
+
+    def _encode(self, pixels: Tensor, before: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        latents, memory = self.encoder(_pictures(pixels), pixels.shape[0], before)
+        return _clips(latents, pixels.shape[0]), memory
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+def _pictures(clips: Tensor) -> Tensor:
+    """(B, C, F, H, W) to (B*F, C, H, W), channels last in memory."""
+    return clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _clips(pictures: Tensor, batch: int) -> Tensor:
+    """`_pictures` undone."""
+    return pictures.unflatten(0, (batch, -1)).transpose(1, 2)

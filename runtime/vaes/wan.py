@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from .. import weights
 from ..errors import KinemaError, UsageError
 from ..shards import read_entries
-from .wan_layers import Decoding, Encoding, TiledDecoding, TiledEncoding, patchify, unpatchify
+from .streaming import Streaming, Tile
+from .wan_layers import TiledDecoding, TiledEncoding, patchify, run_first, run_next, unpatchify
 from .wan_original import ORIGINAL
 
-GROUP = 4  # frames in a latent frame
 
-Tile = tuple[int, int]
-
-
-class WanVAE(nn.Module):
+class WanVAE(Streaming, nn.Module):
     """diffusers' `AutoencoderKLWan`, streamed. Latents are raw: not normalised.
+
+    Side by side, pixels and latents are, bit for bit, the reference's of the whole clip. Memory is
+    the frames that each causal convolution sees before its own, zeros where there were none.
 
     A `tile` (height, width) in pixels asks for less memory: the layers at the two finest
     resolutions then work on windows, each wider than its tile by as far as their convolutions
@@ -43,38 +43,45 @@ class WanVAE(nn.Module):
         self.vae = vae
         self.config: Any = vae.config
 
-    def decode_chunks(self, latents: Tensor, tile: Tile | None = None) -> Iterator[Tensor]:
-        """Pixels (B, 3, 1 or 4, H, W) from -1 to 1 of each latent frame of (B, C, F, h, w).
-
-        Side by side they are, bit for bit, the reference's `decode` of the whole.
-        """
+    def decode_first(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
         decoder = self.vae.decoder
-        decode = Decoding(decoder) if tile is None else TiledDecoding(decoder, self._folded(tile))
+        pixels, memory = run_first(decoder, self.vae.post_quant_conv(latents), first_chunk=True)
+        return self._to_pixels(pixels), memory
+
+    def decode_next(self, latents: Tensor, memory: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        pixels, memory = run_next(self.vae.decoder, self.vae.post_quant_conv(latents), memory)
+        return self._to_pixels(pixels), memory
+
+    def encode_first(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        moments, memory = run_first(self.vae.encoder, patchify(pixels, self.patch))
+        return self._to_latents(moments), memory
+
+    def encode_next(self, pixels: Tensor, memory: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        moments, memory = run_next(self.vae.encoder, patchify(pixels, self.patch), memory)
+        return self._to_latents(moments), memory
+
+    def decode_chunks(self, latents: Tensor, tile: Tile | None = None) -> Iterator[Tensor]:
+        return super().decode_chunks(latents) if tile is None else self._decode_tiled(latents, tile)
+
+    def _decode_tiled(self, latents: Tensor, tile: Tile) -> Iterator[Tensor]:
+        decode = TiledDecoding(self.vae.decoder, self._folded(tile))
         frames = self.vae.post_quant_conv(latents)
         for i in range(latents.shape[2]):
-            pixels = decode(frames[:, :, i : i + 1], first_chunk=i == 0)
-            yield unpatchify(pixels, self.patch).clamp_(-1.0, 1.0)
-
-    def encode(self, pixels: Tensor, tile: Tile | None = None) -> Tensor:
-        """Latents (B, C, 1+k, h, w), the mode of the distribution, of pixels (B, 3, 1+4k, H, W).
-
-        Raises `UsageError` where frames or sizes do not fit.
-        """
-        frames, height, width = pixels.shape[2:]
-        stride = self.config.scale_factor_spatial
-        if frames % GROUP != 1 or height % stride or width % stride:
-            raise UsageError(
-                f"{frames} frames of {width}x{height} do not fit:"
-                f" frames are 1 + {GROUP}k, sides multiples of {stride}"
-            )
-        return self.encode_chunks(pixels.split([1, *[GROUP] * (frames // GROUP)], dim=2), tile)
+            yield self._to_pixels(decode(frames[:, :, i : i + 1], first_chunk=i == 0))
 
     def encode_chunks(self, chunks: Iterable[Tensor], tile: Tile | None = None) -> Tensor:
-        """The same, of pixels that come in chunks along time: one frame, then four at a time."""
-        encoder = self.vae.encoder
-        encode = Encoding(encoder) if tile is None else TiledEncoding(encoder, self._folded(tile))
+        if tile is None:
+            return super().encode_chunks(chunks)
+        encode = TiledEncoding(self.vae.encoder, self._folded(tile))
         moments = [encode(patchify(chunk, self.patch)) for chunk in chunks]
-        return self.vae.quant_conv(torch.cat(moments, dim=2)).chunk(2, dim=1)[0]
+        return self._to_latents(torch.cat(moments, dim=2))
+
+    def _to_pixels(self, folded: Tensor) -> Tensor:
+        return unpatchify(folded, self.patch).clamp_(-1.0, 1.0)
+
+    def _to_latents(self, moments: Tensor) -> Tensor:
+        """The mode of the distribution."""
+        return self.vae.quant_conv(moments).chunk(2, dim=1)[0]
 
     @property
     def patch(self) -> int:
@@ -85,14 +92,15 @@ class WanVAE(nn.Module):
         """A tile in pixels as one of folded pixels; raises `UsageError` where it does not fit."""
         unit = self.config.scale_factor_spatial
         if min(tile) < unit or any(side % unit for side in tile):
-            nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in tile)
+            sides = (str(max(unit, round(side / unit) * unit)) for side in reversed(tile))
+            nearest = "x".join(sides)
             raise UsageError(
-                f"tile is {tile[0]}x{tile[1]}; its sides must be multiples of {unit}:"
+                f"tile is {tile[1]}x{tile[0]}; its sides must be multiples of {unit}:"
                 f" nearest {nearest}"
             )
         if self.config.attn_scales:
             raise UsageError(
-                f"tile is {tile[0]}x{tile[1]}, but this autoencoder attends to the whole frame at"
+                f"tile is {tile[1]}x{tile[0]}, but this autoencoder attends to the whole frame at"
                 f" scales {list(self.config.attn_scales)}; tile=None works"
             )
         return tile[0] // self.patch, tile[1] // self.patch

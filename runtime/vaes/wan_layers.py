@@ -1,17 +1,19 @@
 """The layers of diffusers' `AutoencoderKLWan`, called one after another for a chunk of frames.
 
-`Decoding` and `Encoding` are one pass over one clip: they hold what its causal convolutions have
-seen, and are called with chunk after chunk. Their tiled forms do the same in windows where pictures
-are large; what a window has seen, most of the memory, waits on the host for its next chunk.
+`run_first` and `run_next` are functions of a chunk and of what the causal convolutions have seen of
+the clip. The tiled forms are one pass over one clip, called with chunk after chunk, and work in
+windows where pictures are large; what a window has seen, most of the memory, waits on the host for
+its next chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .windows import Windows
@@ -53,28 +55,40 @@ def is_scarce(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-class Decoding:
-    """Latents (B, C, 1, h, w) to folded pixels, call after call."""
+def run_first(coder: nn.Module, x: Tensor, **how: Any) -> tuple[Tensor, list[Tensor]]:
+    """The first frame of a clip, and what the causal convolutions keep of it, in order."""
+    frames = frames_before(coder)
+    features: list[Any] = [None] * len(frames)
+    made = coder(x, feat_cache=features, feat_idx=[0], **how)
+    memory: list[Tensor] = []
+    for seen, count in zip(features, frames, strict=True):
+        if isinstance(seen, Tensor):
+            memory.append(at_least(count, seen))
+        else:  # a mark where frames are not doubled yet: that layer saw nothing, and what it would
+            memory.append(torch.zeros_like(memory[-1]))  # see is as large as what the last one saw
+    return made, memory
 
-    def __init__(self, decoder: nn.Module) -> None:
-        self.decoder, self.memory = decoder, Memory(decoder)
 
-    def __call__(self, x: Tensor, first_chunk: bool) -> Tensor:
-        return self.decoder(x, **self.memory.since(), first_chunk=first_chunk)
+def run_next(coder: nn.Module, x: Tensor, memory: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Any later chunk, and what the causal convolutions keep of it: shapes are as before."""
+    features = list(memory)
+    return coder(x, feat_cache=features, feat_idx=[0]), features
 
 
-class Encoding:
-    """Folded pixels of 1 or 4 frames to moments (B, 2C, 1, h, w), call after call."""
+def frames_before(coder: nn.Module) -> list[int]:
+    """How many frames each causal convolution sees before its own, in the order they are called."""
+    convolutions = (m for m in coder.modules() if isinstance(m, nn.Conv3d))
+    frames = (m.kernel_size[0] - m.stride[0] for m in convolutions)
+    return [count for count in frames if count > 0]
 
-    def __init__(self, encoder: nn.Module) -> None:
-        self.encoder, self.memory = encoder, Memory(encoder)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.encoder(x, **self.memory.since())
+def at_least(frames: int, x: Tensor) -> Tensor:
+    """Zeros in front of x (B, C, F, h, w), as causal padding, where it has fewer frames."""
+    return F.pad(x, (0, 0, 0, 0, frames - x.shape[2], 0)) if x.shape[2] < frames else x
 
 
 class TiledDecoding:
-    """A `Decoding` whose last layers work in tiles (height, width) of folded pixels."""
+    """A decoder on one clip, its last layers in tiles (height, width) of folded pixels."""
 
     def __init__(self, decoder: Any, tile: Tile) -> None:
         blocks = list(decoder.up_blocks)
@@ -104,7 +118,7 @@ class TiledDecoding:
 
 
 class TiledEncoding:
-    """An `Encoding` whose first layers work in tiles (height, width) of folded pixels."""
+    """An encoder on one clip, its first layers in tiles (height, width) of folded pixels."""
 
     def __init__(self, encoder: Any, tile: Tile) -> None:
         blocks = list(encoder.down_blocks)
