@@ -8,13 +8,14 @@ libraries apart; on a CPU what PyTorch's allocator hands out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import costs
 from .costs.ledger import FP32, Ledger, Work
+from .costs.steps import branches_of_steps
 from .costs.wan import Shapes
 from .errors import KinemaError
 from .presets import presets_of
@@ -42,8 +43,8 @@ class Clock(Protocol):
 class Setting:
     """How a request may run, from fast to lean.
 
-    guidance: both branches "batched", or in "two passes". tile: of decoding, in pixels (height,
-    width). offload: "none", "model" or "block" (`offload.py`).
+    guidance: both branches "batched", or in "two passes". tile: of coding pictures, in pixels
+    (height, width). offload: "none", "model" or "block" (`offload.py`).
     """
 
     guidance: str = "batched"
@@ -65,8 +66,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Stage:
-    """Encode, bind, denoise, decode or sound: all its work, the weights that are resident, and its
-    peak, weights included."""
+    """Shown, encode, bind, denoise, decode or sound: all its work, the weights that are resident,
+    and its peak, weights included."""
 
     name: str
     work: Mapping[Work, int]
@@ -126,12 +127,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Runner:
-    """What runs a request: the device's type, the executor, and whether operations are fused."""
+    """What runs a request: the device's type, the executor, and whether operations are fused.
+
+    `setting` is the fastest there is to choose from; what of it was `asked` for by hand stays.
+    """
 
     device: str = "cpu"
     executor: str = "eager"
     fused: bool = False
     setting: Setting = field(default_factory=Setting)
+    asked: frozenset[str] = frozenset()
 
     def ledger(self) -> Ledger:
         return Ledger(self.device == "cpu", self.fused, self.executor == "packed")
@@ -149,6 +154,8 @@ def count(plan: Plan, checkpoint: Checkpoint, runner: Runner, text_tokens: int) 
         "bind": _beside(held + embeds, bind),
         "denoise": _beside(held + embeds, step),
     }
+    if plan.encoded_frames:
+        parts = {"shown": _shown(checkpoint, plan, runner), **parts}
     for name, counted in _decode(checkpoint, plan, runner).items():
         parts[name] = _beside(held + embeds + bound, counted)
     stages = []
@@ -183,20 +190,40 @@ def _encode(checkpoint: Checkpoint, plan: Plan, runner: Runner, tokens: int) -> 
     return ledger.take(), rows * tokens * component.config["d_model"] * item
 
 
+def _shown(checkpoint: Checkpoint, plan: Plan, runner: Runner) -> Counted:
+    """Clips that the model is shown, encoded one after another.
+
+    In tiles they are taken to need at most what decoding in tiles does, which is not counted here.
+    """
+    vae, ledger = checkpoint.component("vae"), runner.ledger()
+    _, _, _, columns = plan.latent_shape
+    picture = plan.tracks[0]
+    for frames in plan.encoded_frames:
+        shape = (plan.latent_shape[0], frames, picture.stop - picture.start, columns)
+        _known(costs.ENCODERS, vae.class_name)(ledger, vae.config, shape)
+    work, peak = ledger.take()
+    return work, peak if runner.setting.tile is None else 0
+
+
 def _denoise(
     checkpoint: Checkpoint, plan: Plan, runner: Runner, tokens: int
 ) -> tuple[Counted, Counted, int]:
     """What is bound before the steps, all steps, and the bytes that stay bound."""
     component, item = checkpoint.component("transformer"), ITEMS[plan.dtype]
     known = _known(costs.TRANSFORMERS, component.class_name)
-    passes = _rows(plan) if runner.setting.guidance == "two passes" else 1
-    shapes = replace(shapes_of(plan, checkpoint, tokens), rows=_rows(plan) // passes)
-    ledger = runner.ledger()
-    steps = [known(ledger, component.config, shapes, item) for _ in range(passes)]
+    shapes, ledger = shapes_of(plan, checkpoint, tokens), runner.ledger()
+    runs, batched = branches_of_steps(plan), runner.setting.guidance == "batched"
+
+    def of_rows(rows: int) -> Callable[[], None]:
+        return known(ledger, component.config, replace(shapes, rows=rows), item)
+
+    one = [of_rows(1)] if runs[1] or not batched else []
+    two = ([of_rows(2)] if batched else [*one, of_rows(1)]) if runs[2] else []
     bind, bound = ledger.take(), ledger.live
-    with ledger.repeat(shapes.steps):
-        for step in steps:
-            step()
+    for times, steps in ((runs[1], one), (runs[2], two)):
+        with ledger.repeat(times):
+            for step in steps if times else ():
+                step()
     return bind, ledger.take(), bound
 
 

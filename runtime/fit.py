@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,19 +36,18 @@ def fit(
     tokens: int,
     memory: int | None = None,
     settle: Settle | None = None,
-    may_offload: bool = True,
 ) -> Fit:
     """The fastest setting, from the runner's on, that fits into `memory` bytes (None: any).
 
     Raises `UsageError` where none does, naming the nearest request that would; `settle(num_frames,
-    height, width)` gives the plan of another, and refuses what cannot run. Where weights cannot be
-    moved (`may_offload`) and that would help, it is told too.
+    height, width)` gives the plan of another, and refuses what cannot run. Where another offload
+    than the one asked for would help, it is told too.
     """
     found = count(plan, checkpoint, runner, tokens)
     reasons: dict[str, str] = {}
     while memory is not None and found.peak_memory_bytes > memory:
         worst = found.worst
-        step = leaner(runner.setting, worst.name, plan, checkpoint, runner.device, may_offload)
+        step = leaner(runner.setting, worst.name, plan, checkpoint, runner.device, runner.asked)
         if step is None:
             raise UsageError(_refusal(plan, checkpoint, runner, tokens, memory, settle))
         what = next(n for n in REASONS if getattr(step, n) != getattr(runner.setting, n))
@@ -64,32 +63,64 @@ def leaner(
     plan: Plan,
     checkpoint: Checkpoint,
     device: str,
-    may_offload: bool = True,
+    asked: Set[str] = frozenset(),
 ) -> Setting | None:
     """The next setting that spares a stage memory: tiles, then passes, then offload; None where
-    there is no leaner one. What to do after running out of memory in that stage."""
-    if stage == "decode" and (tile := _smaller_tile(setting, plan, checkpoint)):
+    there is no leaner one. What to do after running out of memory in that stage.
+
+    What was `asked` for stays as it is."""
+    tile = _smaller_tile(setting, plan, checkpoint) if stage in ("shown", "decode") else None
+    if tile is not None and "tile" not in asked:
         return replace(setting, tile=tile)
     guided = max(track.guidance_scale for track in plan.tracks) > 1
     if stage == "denoise" and guided and setting.guidance == "batched":
         return replace(setting, guidance="two passes")
-    if may_offload and device != "cpu" and setting.offload != OFFLOADS[-1]:
+    if "offload" not in asked and device != "cpu" and setting.offload != OFFLOADS[-1]:
         return replace(setting, offload=OFFLOADS[OFFLOADS.index(setting.offload) + 1])
     return None
 
 
 def _smaller_tile(setting: Setting, plan: Plan, checkpoint: Checkpoint) -> tuple[int, int] | None:
-    vae = checkpoint.component("vae")
-    if vae.class_name not in TILED or vae.config.get("attn_scales"):
+    if _without_tiles(checkpoint):
         return None
     now = setting.tile or (plan.height, plan.width)
     smaller = (tile for tile in TILES if tile[0] * tile[1] < now[0] * now[1])
     return next(smaller, None)
 
 
+def check_tile(tile: tuple[int, int] | None, checkpoint: Checkpoint) -> None:
+    """Raise `UsageError` for a tile (height, width) that the autoencoder cannot work in."""
+    if tile is None:
+        return
+    if reason := _without_tiles(checkpoint):
+        raise UsageError(f"tile is {_size(tile)}, but {reason}; leave it out")
+    unit = checkpoint.component("vae").config.get("scale_factor_spatial", 8)
+    if min(tile) < unit or any(side % unit for side in tile):
+        nearest = _size([max(unit, round(side / unit) * unit) for side in tile])
+        raise UsageError(
+            f"tile is {_size(tile)}; its sides must be multiples of {unit}: nearest {nearest}"
+        )
+
+
+def _without_tiles(checkpoint: Checkpoint) -> str | None:
+    """Why the autoencoder does not work in tiles, if it does not."""
+    vae = checkpoint.component("vae")
+    if vae.class_name not in TILED:
+        return f"an {vae.class_name} works on whole frames"
+    if vae.config.get("attn_scales"):
+        return "this autoencoder attends to the whole frame at several scales"
+    return None
+
+
+def _size(sides: Sequence[int]) -> str:
+    """(height, width) as a person writes it."""
+    return f"{sides[1]}x{sides[0]}"
+
+
 # ---- reasons -------------------------------------------------------------------------------------
 
 _NAMES = {
+    "shown": "encoding what is shown",
     "encode": "encoding the text",
     "bind": "binding the text",
     "denoise": "a step",
@@ -108,8 +139,12 @@ def _choices(
 ) -> Iterator[Choice]:
     setting = runner.setting
     unguided = max(track.guidance_scale for track in plan.tracks) <= 1
-    tile = "none" if setting.tile is None else "x".join(map(str, setting.tile))
+    tile = "none" if setting.tile is None else _size(setting.tile)
     taken = {"guidance": setting.guidance, "tile": tile, "offload": setting.offload}
+    given = dict.fromkeys(runner.asked, "asked for")
+    if setting.offload != OFFLOADS[0]:
+        given.setdefault("offload", "a request before this one needed it")
+    reasons = {**given, **reasons}
     for what, otherwise in REASONS.items():
         if what == "guidance" and unguided:
             yield Choice(what, "one branch", "no track has a guidance scale above 1")

@@ -44,7 +44,8 @@ class Track:
 class Plan:
     """What will run. `latent_shape` is (channels, latent frames, rows, columns) of all tracks.
 
-    `num_references` of the latent frames, at the start, are not part of the video. Where two
+    `num_references` of the latent frames, at the start, are not part of the video; clips that
+    become `encoded_frames` latent frames each are encoded to be shown. Where two
     experts share the work, the second takes over below `boundary_ratio` of the timesteps' range.
     `solver` and `sigmas` are the checkpoint's own where they are None.
 
@@ -68,6 +69,7 @@ class Plan:
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
     num_references: int = 0
+    encoded_frames: tuple[int, ...] = ()
     solver: str | None = None
     sigmas: tuple[float, ...] | None = None
     guidance: Guidance = PLAIN
@@ -127,6 +129,9 @@ def resolve(
         guidance_scale_2=guidance_scale_2,
         boundary_ratio=presets.boundary_ratio,
         num_references=num_references,
+        encoded_frames=_encoded_frames(
+            presets, shown, 1 + (num_frames - 1) // presets.frame_stride
+        ),
         solver=_or(request.solver, presets.solver),
         sigmas=sigmas,
         guidance=request.guidance,
@@ -134,6 +139,15 @@ def resolve(
     _check_latents(request, plan)
     _check_guidance(plan)
     return plan
+
+
+def _encoded_frames(presets: Presets, shown: Sequence[Condition], frames: int) -> tuple[int, ...]:
+    """Latent frames of each clip that `given.py` encodes."""
+    if presets.conditions == "control":
+        return frames, frames, *(1 for _ in conditions.references(shown))
+    if not shown:
+        return ()
+    return (1,) if presets.conditions == "first" else (frames,)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -55,6 +55,7 @@ def resident_bytes(
 ) -> dict[str, int]:
     """Bytes of weights on the device in each stage."""
     users = {
+        "shown": ("vae",),
         "encode": ("text_encoder", "image_encoder"),
         "denoise": ("transformer", "transformer_2"),
         "decode": ("vae",),

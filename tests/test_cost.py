@@ -391,6 +391,30 @@ def test_a_refusal_names_a_request_that_fits_and_is_the_longest(big_checkpoint):
     assert peak(405, 480, 832) > memory
 
 
+def test_what_was_asked_for_stays_and_a_tile_is_started_from(big_checkpoint):
+    plan, tile = big_plan(big_checkpoint), Setting(tile=(320, 416))
+    asked = replace(GPU, setting=tile, asked=frozenset({"tile"}))
+    found = fit.fit(plan, big_checkpoint, asked, 16, memory=10**12)
+    assert found.runner.setting == tile
+    (told,) = [choice for choice in found.choices if choice.what == "tile"]
+    assert (told.taken, told.reason) == ("416x320", "asked for")
+    setting = fit.leaner(tile, "decode", plan, big_checkpoint, "cuda", asked.asked)
+    assert setting == replace(tile, offload="model")
+    assert fit.leaner(tile, "decode", plan, big_checkpoint, "cuda").tile == (256, 256)
+
+
+def test_a_tile_that_does_not_fit_the_autoencoder_is_refused(big_checkpoint):
+    fit.check_tile((256, 512), big_checkpoint)
+    with pytest.raises(UsageError, match=r"tile is 100x252; its sides .* of 8: nearest 96x256"):
+        fit.check_tile((252, 100), big_checkpoint)
+    with pytest.raises(UsageError, match=r"tile is 4x0; .*nearest 8x8"):
+        fit.check_tile((0, 4), big_checkpoint)
+    config = big_checkpoint.component("vae").folder / "config.json"
+    config.write_text(json.dumps({"base_dim": 96, "attn_scales": [0.5]}))
+    with pytest.raises(UsageError, match=r"attends to the whole frame .*; leave it out"):
+        fit.check_tile((256, 512), big_checkpoint)
+
+
 def test_offload_is_told_where_it_would_help_and_cannot_be_chosen(big_checkpoint):
     plan = big_plan(big_checkpoint, 1, 64, 64)
     leanest = replace(GPU, setting=Setting(offload="model"))
@@ -400,11 +424,10 @@ def test_offload_is_told_where_it_would_help_and_cannot_be_chosen(big_checkpoint
         fit.fit(
             plan,
             big_checkpoint,
-            GPU,
+            replace(GPU, asked=frozenset({"offload"})),
             16,
             memory,
             lambda *sizes: big_plan(big_checkpoint, *sizes),
-            may_offload=False,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,22 @@ def test_every_published_variant_has_its_own_defaults(tmp_path: Path, name: str)
     stride = checkpoint.component("vae").config["scale_factor_spatial"]
     assert plan.latent_shape[2:] == (plan.height // stride, plan.width // stride)
     assert plan.latent_shape[0] == checkpoint.component("vae").config["z_dim"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", (960, 960)),
+        ("wan_i2v_720p", (960, 960)),
+        ("/models/Wan2.1-I2V-14B-720P/wan.safetensors", (960, 960)),
+        ("/720p/models/Wan2.1-I2V-14B-480P", (624, 624)),
+        ("Wan2.1-I2V-17200", (624, 624)),
+    ],
+)
+def test_a_name_tells_the_area_where_configs_do_not(tmp_path: Path, name: str, size: tuple):
+    checkpoint = replace(published(tmp_path, "2.1 I2V"), name=name)
+    plan = plan_of(checkpoint, image=SQUARE)
+    assert (plan.height, plan.width) == size
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ class Wan:
             both = ledger.linear(text, 2 * self.dim, packed=True)
             ledger.norm_modulate(ledger.each(both, shape=text.shape), norm="rms", affine=True)
         del both
-        return [ledger.new(blocks, rows, keys, 3 * self.dim, item=self.item)]
+        parts = 3 if ledger.fused else 2  # values as a view hold what keys were made from
+        return [ledger.new(blocks, rows, keys, parts * self.dim, item=self.item)]
 
     def _count_blocks(self) -> int:
         return self.layers
