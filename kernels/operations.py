@@ -79,6 +79,17 @@ def bind(
     )
 
 
+def registered() -> Operations:
+    """The same as registered operators (`torch.ops.kinema`), which run on any device and which an
+    exporter knows by name."""
+    from .. import kernels
+
+    functions = {name: getattr(kernels, name.removeprefix("biased_")) for name in BOUND}
+    reason = "an exporter knows it by name"
+    choices = (Choice(name, "registered", reason, function) for name, function in functions.items())
+    return Operations(**functions, rope=_compact, choices=tuple(choices), layout="bnld")
+
+
 def _rope(backend: str) -> Callable[[Rope, int], Any]:
     from .torch_backend import expand_rope
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import export
     from .runtime.conditions import Condition
     from .runtime.engine import Engine, load
     from .runtime.errors import Cancelled, KinemaError, UsageError
@@ -31,6 +32,7 @@ __all__ = [
     "UsageError",
     "Video",
     "__version__",
+    "export",
     "load",
 ]
 
@@ -50,6 +52,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export":  # a package that is called
+        return import_module(".export", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'kinema' has no attribute {name!r}")
     value = getattr(import_module(f".runtime.{_HOMES[name]}", __name__), name)

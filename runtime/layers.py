@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels import Operations
+
+
+class Sizes(NamedTuple):
+    """How large the inputs of a model are, to export it with: rows of a batch, the grid of tokens,
+    tokens of a text and of what a picture encoder saw."""
+
+    batch: int = 2
+    frames: int = 3
+    rows: int = 4
+    columns: int = 5
+    tokens: int = 7
+    seen: int = 6
 
 
 class LinearGelu(nn.Linear):

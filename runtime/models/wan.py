@@ -9,6 +9,7 @@ d = N*D. Modulation lives on a grid (1|B, 1|F, 1|H, 1|W) that broadcasts to the 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from ... import kernels
 from ...kernels import Operations
 from .. import batching, weights
 from ..errors import UsageError
-from ..layers import LinearGelu, sinusoidal_embedding
+from ..layers import LinearGelu, Sizes, sinusoidal_embedding
 
 TEXT_LENGTH = 512  # WanPipeline pads every prompt to this many tokens
 
@@ -221,7 +222,10 @@ class CrossAttention(nn.Module):
     def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, d) to keys and values (B, N, L, D)."""
         key, value = self.kv(text).chunk(2, dim=-1)
-        return self._heads(self._norm(key, self.norm_k)), self._heads(value)
+        value = self._heads(value)
+        if self.ops.layout == "bnld":  # what its attention would copy at every step
+            value = value.contiguous()
+        return self._heads(self._norm(key, self.norm_k)), value
 
     def image_keys_values(self, image: Tensor) -> ImageContext:
         """The same of what a picture encoder saw."""
@@ -332,6 +336,11 @@ class Bound:
     def __call__(self, latents: Tensor, step: int) -> Tensor:
         return batching.forward(self, latents, step)
 
+    def beside(self, prompt_embeds: Tensor, pad_count: Tensor, **shown: Any) -> Bound:
+        """The same for other text, such as the other branch of guidance; see `bind`."""
+        text = self.model.bound_text(prompt_embeds, pad_count, **shown)
+        return Bound(self.model, self.modulation, text, self.rope)
+
     def alone(self, latents: Tensor, step: int) -> Tensor:
         """Prediction of latents (B, C, F, H, W), B rows for each branch."""
         return self.model(latents, self.modulation.at(step), self.text, self.rope).float()
@@ -364,6 +373,7 @@ class WanTransformer(nn.Module):
     def __init__(self, config: WanConfig, ops: Operations | None = None) -> None:
         super().__init__()
         self.config, self.ops = config, ops or kernels.bind("cpu")
+        self.key_multiple = KEY_MULTIPLE
         dim, patch = config.dim, prod(config.patch_size)
         self.patch_embedding = nn.Linear(config.in_channels * patch, dim)
         self.time_embedder = _two_layers(config.freq_dim, dim, nn.SiLU())
@@ -395,17 +405,21 @@ class WanTransformer(nn.Module):
         return grid
 
     def rope(self, grid: tuple[int, int, int]) -> Any:
-        """Rotation tables of a token grid, as the bound operations read them.
+        """Rotation tables of a token grid, as the bound operations read them."""
+        return self.ops.rope(self.rope_tables(grid), self.config.attention_head_dim)
+
+    def rope_tables(self, grid: tuple[int, int, int]) -> kernels.Rope:
+        """The same, compact: a row for each position along each axis.
 
         Axes share a head's channels: a third each for height and width, time takes the rest.
         """
         head_dim, device = self.config.attention_head_dim, self.patch_embedding.weight.device
         pairs = (head_dim // 2 - 2 * (head_dim // 6), head_dim // 6, head_dim // 6)
-        return self.ops.rope(kernels.rope_tables(grid, pairs, device=device), head_dim)
+        return kernels.rope_tables(grid, pairs, device=device)
 
     def modulation(self, timesteps: Tensor) -> Modulation:
         """Modulation vectors of timesteps of any shape (...,), in one product for all of them."""
-        with torch.autocast(timesteps.device.type, enabled=False):
+        with _without_autocast(timesteps.device.type):
             hidden = sinusoidal_embedding(timesteps, self.config.freq_dim)
             embedding = self.time_embedder(hidden).to(self.time_proj.weight.dtype)
         blocks = self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
@@ -421,7 +435,7 @@ class WanTransformer(nn.Module):
         text, bias = self.embed_text(prompt_embeds, pad_count)
         if image_embeds is None:
             return keys_values(self.blocks, text, bias)
-        image = self.image_embedder(image_embeds).expand(len(text), -1, -1)
+        image = self.image_embedder(image_embeds).expand(text.shape[0], -1, -1)
         return keys_values(self.blocks, text, bias, image)
 
     def embed_text(self, prompt_embeds: Tensor, pad_count: Tensor) -> tuple[Tensor, Tensor]:
@@ -436,7 +450,7 @@ class WanTransformer(nn.Module):
         merged = pad_count[:, None].float().log()
         bias = torch.cat([torch.zeros_like(merged).where(own, -torch.inf), merged], dim=1)
         # Attention kernels are several times faster on a round number of keys.
-        extra = -(length + 1) % KEY_MULTIPLE
+        extra = -(length + 1) % self.key_multiple
         bias = F.pad(bias, (0, extra), value=-torch.inf)
         text = self.text_embedder(F.pad(prompt_embeds, (0, 0, 0, 1 + extra)))
         return text, bias.view(batch, 1, 1, -1)
@@ -501,10 +515,16 @@ class WanTransformer(nn.Module):
         It takes latents (B, C, F, H, W) in any dtype and returns fp32, B rows for each branch.
         """
         grid, weight = self.grid(latent_shape), self.patch_embedding.weight
-        shown = {k: v.to(weight) if isinstance(v, Tensor) else v for k, v in shown.items()}
-        text = self.text_context(prompt_embeds.to(weight), pad_count.to(weight.device), **shown)
+        text = self.bound_text(prompt_embeds, pad_count, **shown)
         modulation = self.modulation(self._by_token(timesteps.to(weight.device)))
         return Bound(self, modulation, text, self.rope(grid))
+
+    @torch.no_grad()
+    def bound_text(self, prompt_embeds: Tensor, pad_count: Tensor, **shown: Any) -> Any:
+        """`text_context` of what comes in any dtype, from any device."""
+        weight = self.patch_embedding.weight
+        shown = {k: v.to(weight) if isinstance(v, Tensor) else v for k, v in shown.items()}
+        return self.text_context(prompt_embeds.to(weight), pad_count.to(weight.device), **shown)
 
     def denoise(
         self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pad_count: Tensor
@@ -533,6 +553,21 @@ class WanTransformer(nn.Module):
                     raise UsageError(f"timesteps differ within a patch of {self.config.patch_size}")
         return timesteps[:, None]
 
+    # ---- exporting -------------------------------------------------------------------------------
+
+    def example(self, sizes: Sizes) -> dict[str, Tensor]:
+        """What `text_context` takes, by name, at a size: any values that it can work with."""
+        batch, tokens = sizes.batch, sizes.tokens
+        example = {
+            "prompt_embeds": torch.randn(batch, tokens, self.config.text_dim),
+            "pad_count": TEXT_LENGTH - tokens + torch.arange(batch) % tokens,
+        }
+        if self.config.image_dim is not None:
+            both = self.config.pos_embed_seq_len
+            pictures = (1, sizes.seen) if both is None else (2, both // 2)
+            example["image_embeds"] = torch.randn(*pictures, self.config.image_dim)
+        return example
+
     # ---- weights ---------------------------------------------------------------------------------
 
     def from_published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -557,6 +592,15 @@ def keys_values(
         if image is not None:
             images.append(block.attn2.image_keys_values(image))
     return TextContext(keys, values, bias, images or None)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    """Nothing where there is none: an exported graph should not hold it."""
+    return (
+        torch.autocast(device, enabled=False)
+        if torch.is_autocast_enabled(device)
+        else nullcontext()
+    )
 
 
 def _two_layers(in_features: int, dim: int, activation: nn.Module) -> nn.Sequential:

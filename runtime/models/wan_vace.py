@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...kernels import Operations
 from .. import weights
 from ..errors import UsageError
+from ..layers import Sizes
 from .wan import (
     KEYS,
     TextContext,
@@ -70,7 +71,7 @@ class ControlContext(NamedTuple):
     text: TextContext
     control_text: TextContext  # of the blocks of control
     control: Tensor  # (1, F, H, W, d): what the first block of control adds to the tokens
-    scale: float  # of what they add to the others
+    scale: float | Tensor  # of what they add to the others
 
 
 class ControlBlock(WanBlock):
@@ -100,7 +101,7 @@ class WanVaceTransformer(WanTransformer):
         prompt_embeds: Tensor,
         pad_count: Tensor,
         control: Tensor | None = None,
-        control_scale: float = 1.0,
+        control_scale: float | Tensor = 1.0,
     ) -> ControlContext:
         """Keys and values of every block, and `control` (1, C, F, H, W) of the latents' shape as
         tokens; what the blocks of control add to the others counts `control_scale`."""
@@ -127,5 +128,22 @@ class WanVaceTransformer(WanTransformer):
             if i in steered:
                 steering, seen = next(controls)
                 control = steering(control, modulation, *seen, rope)
-                x = torch.add(x, steering.hint(control), alpha=context.scale)
+                x = _plus(x, steering.hint(control), context.scale)
         return x
+
+    def example(self, sizes: Sizes) -> dict[str, Tensor]:
+        """What `text_context` takes, by name, at a size: any values that it can work with."""
+        grid = zip((sizes.frames, sizes.rows, sizes.columns), self.config.patch_size, strict=True)
+        sides = (size * patch for size, patch in grid)
+        return {
+            **super().example(sizes),
+            "control": torch.randn(1, self.config.vace_in_channels, *sides),
+            "control_scale": torch.tensor(1.0),
+        }
+
+
+def _plus(x: Tensor, hint: Tensor, scale: float | Tensor) -> Tensor:
+    """In one pass where the scale is a number; in an exported graph it is an input."""
+    if isinstance(scale, Tensor):
+        return x + hint * scale
+    return torch.add(x, hint, alpha=scale)

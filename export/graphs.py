@@ -1,0 +1,245 @@
+"""The graphs of a checkpoint: pure functions of named tensors, each with examples of any size.
+
+Nothing here knows a family. A transformer is asked for `grid`, `rope_tables`, `modulation`,
+`text_context`, `forward` and an `example` of what its text context takes; an autoencoder for
+`decode_first`, `decode_next`, `encode_first` and `encode_next`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import Operations, Rope
+from ..kernels.operations import registered
+from ..runtime.graphs.names import flatten, rebuild
+from ..runtime.layers import Sizes
+from ..runtime.presets import presets_of
+from .axes import Axes, find_axes
+from .encoders import ImageEncoderGraph, TextEncoderGraph
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine
+
+
+BASE = Sizes()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """`module(*tensors)` gives tensors; `examples(sizes)` are its inputs by name, in order.
+
+    `most`: limits of sizes, beyond which the module refuses.
+    """
+
+    name: str
+    module: nn.Module
+    examples: Callable[[Sizes], Mapping[str, Tensor]]
+    outputs: tuple[str, ...]
+    most: Mapping[str, int] = field(default_factory=dict)
+    base: Sizes = BASE
+
+    def axes(self) -> Axes:
+        """The axes of its inputs that vary."""
+        return find_axes(self.examples, self.base)
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its outputs by name."""
+        outputs = self.module(*inputs.values())
+        return dict(zip(self.outputs, outputs, strict=True))
+
+
+def graphs_of(engine: Engine, component: str) -> Iterator[Graph]:
+    """The graphs of one component of an engine on the CPU, by its name in the index."""
+    if component.startswith("transformer"):
+        axes = presets_of(engine.checkpoint).timestep_axes
+        return transformer_graphs(getattr(engine, component), component, axes)
+    return OTHERS[component](engine)
+
+
+def rebind(model: nn.Module, operations: Operations) -> None:
+    """Let a transformer compute with other operations, and with any number of keys."""
+    model.key_multiple = 1
+    for module in model.modules():
+        if hasattr(module, "ops"):
+            module.ops = operations
+
+
+# ---- transformers --------------------------------------------------------------------------------
+
+
+class TextGraph(nn.Module):
+    """A transformer's `text_context`, of flat tensors."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self.names, inputs, strict=True))
+        like = self.model.patch_embedding.weight.dtype
+        given = {name: x.to(like) if x.is_floating_point() else x for name, x in given.items()}
+        return tuple(flatten("text", self.model.text_context(**given)).values())
+
+
+class StepGraph(nn.Module):
+    """A transformer's forward: latents, timesteps and the text's tensors to a prediction in fp32.
+
+    Rotation tables are whole, and cut to the grid inside.
+    """
+
+    def __init__(self, model: nn.Module, like: Any) -> None:
+        super().__init__()
+        self.model, self.like = model, like
+        self.names = tuple(flatten("text", like))
+        limit = model.config.rope_max_seq_len
+        whole = model.rope_tables((limit, limit, limit))
+        self.pairs = whole.pairs
+        sizes = [limit * count for count in whole.pairs]
+        for kind in ("cos", "sin"):
+            for axis, part in enumerate(getattr(whole, kind).split(sizes)):
+                self.register_buffer(f"{kind}{axis}", part.clone(), persistent=False)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, *text: Tensor) -> tuple[Tensor]:
+        context = rebuild(self.like, "text", dict(zip(self.names, text, strict=True)))
+        rope = self._rope(self.model.grid(latents.shape))
+        modulation = self.model.modulation(timesteps)
+        return (self.model(latents, modulation, context, rope).float(),)
+
+    def _rope(self, grid: tuple[int, int, int]) -> Rope:
+        def cut(kind: str) -> Tensor:
+            parts = (
+                getattr(self, f"{kind}{axis}")[: size * count]
+                for axis, (size, count) in enumerate(zip(grid, self.pairs, strict=True))
+            )
+            return torch.cat(list(parts))
+
+        return Rope(cut("cos"), cut("sin"), grid, self.pairs)
+
+
+def transformer_graphs(
+    model: Any, name: str, timestep_axes: Sequence[bool] = (False, False, False)
+) -> Iterator[Graph]:
+    """Two: what is computed once for a text, and the step.
+
+    `timestep_axes`: whether timesteps differ along frames, rows and columns of the token grid.
+    """
+    rebind(model, registered())
+    patch, weight = model.config.patch_size, model.patch_embedding.weight
+    device = weight.device
+
+    def seen(sizes: Sizes) -> dict[str, Tensor]:
+        return {name: x.to(device) for name, x in model.example(sizes).items()}
+
+    names = tuple(seen(Sizes()))
+    text = TextGraph(model, names)
+
+    def context(sizes: Sizes) -> Any:
+        with torch.no_grad():
+            given = {
+                name: x.to(weight) if x.is_floating_point() else x
+                for name, x in seen(sizes).items()
+            }
+            return model.text_context(**given)
+
+    like = context(Sizes())
+
+    def inputs(sizes: Sizes) -> dict[str, Tensor]:
+        grid = (sizes.frames, sizes.rows, sizes.columns)
+        sides = (size * p for size, p in zip(grid, patch, strict=True))
+        spread = (s if varies else 1 for s, varies in zip(grid, timestep_axes, strict=True))
+        return {
+            "latents": torch.randn(sizes.batch, model.config.in_channels, *sides, device=device),
+            "timesteps": 1000 * torch.rand(sizes.batch, *spread, device=device),
+            **flatten("text", context(sizes)),
+        }
+
+    limit = model.config.rope_max_seq_len
+    most = {"frames": limit, "rows": limit, "columns": limit}
+    own = name.removeprefix("transformer")
+    yield Graph(f"text_context{own}", text, seen, tuple(flatten("text", like)))
+    yield Graph(name, StepGraph(model, like), inputs, ("prediction",), most)
+
+
+# ---- autoencoders --------------------------------------------------------------------------------
+
+
+class CodeGraph(nn.Module):
+    """One of an autoencoder's four functions of a frame and of what came before it."""
+
+    def __init__(self, vae: nn.Module, function: str) -> None:
+        super().__init__()
+        self.vae, self.function = vae, function
+
+    def forward(self, x: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+        code = getattr(self.vae, self.function)
+        made, kept = code(x, list(memory)) if memory else code(x)
+        return made, *kept
+
+
+def _vae(engine: Engine) -> Iterator[Graph]:
+    presets = presets_of(engine.checkpoint)
+    channels, stride = presets.latent_channels, presets.spatial_stride
+    vae = engine.vae
+    for coder, given, made, shape in (
+        ("decode", "latents", "pixels", (channels, 1, 1)),
+        ("encode", "pixels", "latents", (3, presets.frame_stride, stride)),
+    ):
+        yield from _coder(vae, coder, given, made, shape)
+
+
+def _coder(
+    vae: Any, coder: str, given: str, made: str, shape: tuple[int, int, int]
+) -> Iterator[Graph]:
+    channels, frames, stride = shape
+    first = CodeGraph(vae, f"{coder}_first")
+
+    def one(sizes: Sizes, count: int = 1) -> Tensor:
+        sides = sizes.rows * stride, sizes.columns * stride
+        return torch.randn(sizes.batch, channels, count, *sides).clamp(-1, 1)
+
+    def begin(sizes: Sizes) -> dict[str, Tensor]:
+        return {given: one(sizes)}
+
+    def go_on(sizes: Sizes) -> dict[str, Tensor]:
+        with torch.no_grad():
+            _, *memory = first(one(sizes))
+        return {given: one(sizes, frames), **flatten("memory", memory)}
+
+    base = Sizes(batch=2, rows=4, columns=5)
+    outputs = made, *(name.replace("memory", "next") for name in list(go_on(base))[1:])
+    yield Graph(f"vae_{coder}r_first", first, begin, outputs, base=base)
+    yield Graph(f"vae_{coder}r", CodeGraph(vae, f"{coder}_next"), go_on, outputs, base=base)
+
+
+# ---- encoders ------------------------------------------------------------------------------------
+
+
+def _text_encoder(engine: Engine) -> Iterator[Graph]:
+    model = engine.text_encoder.open().use()
+
+    def inputs(sizes: Sizes) -> dict[str, Tensor]:
+        shape = (sizes.batch, sizes.tokens)
+        tokens = torch.randint(1, model.config.vocab_size, shape)
+        own = torch.arange(sizes.tokens) < sizes.tokens - torch.arange(sizes.batch)[:, None] % 3
+        return {"input_ids": tokens, "attention_mask": own.long()}
+
+    yield Graph("text_encoder", TextEncoderGraph(model), inputs, ("embeds",))
+
+
+def _image_encoder(engine: Engine) -> Iterator[Graph]:
+    model = engine.image_encoder.open().use()
+    side = model.config.image_size
+
+    def inputs(sizes: Sizes) -> dict[str, Tensor]:
+        return {"pixel_values": torch.randn(sizes.batch, 3, side, side)}
+
+    yield Graph("image_encoder", ImageEncoderGraph(model), inputs, ("embeds",))
+
+
+OTHERS = {"vae": _vae, "text_encoder": _text_encoder, "image_encoder": _image_encoder}
