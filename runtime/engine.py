@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +22,13 @@ from . import registry
 from .checkpoint import Checkpoint, open_checkpoint
 from .cost import Choice, Runner, Setting, guess_tokens
 from .errors import UsageError
-from .fit import Fit, fit
+from .fit import Fit, check_tile, fit
+from .graphs.opening import check_executor, open_graphs
+from .graphs.shells import Runner as Runs
 from .job import Job
 from .lora import LoraReport, LoraSet
 from .media import Video
-from .offload import Offload, Placed
+from .offload import MODES, Offload, Placed
 from .plan import Plan, resolve
 from .presets import presets_of
 from .preview import Projection, projection_of
@@ -47,9 +51,12 @@ def load(
     base: str | Path | Checkpoint | None = None,
     backends: Mapping[str, str] | None = None,
     executor: str | None = None,
-    offload: str = "none",
+    offload: str | None = None,
+    tile: tuple[int, int] | None = None,
+    two_passes: bool = False,
     text_cache: str | Path | None = None,
     max_batch: int = 1,
+    engines: str | Path | None = None,
 ) -> Engine:
     """Open a checkpoint: the embedded one by default, a folder, or a hub id.
 
@@ -58,9 +65,17 @@ def load(
         alone, as the original repositories have it (a safetensors file, a folder or a hub id).
     backends: what runs an operation of the transformer, such as {"attention": "flash3"}, where
         it should not be the first that works; `kinema kernels list` names them.
-    executor: what runs the transformer: "packed" on a CPU that can, else "eager"; or "compiled".
+    executor: what runs the transformer: "packed" on a CPU that can, else "eager"; or "compiled";
+        or, with `engines`, "onnx", "tensorrt" or "aoti".
+    engines: a folder that `kinema export` wrote of this checkpoint; components that are there run
+        as they were exported, the others in PyTorch.
     offload: where weights are while they do not work: "none" on the device, "model" on the host,
-        one component at a time on the device, "block" the same, and of a transformer two blocks.
+        one component at a time on the device, "block" the same, and of a transformer two blocks;
+        left out, the first of these with which a request fits, and from then on no other before it.
+    tile: (height, width) in pixels that pictures are coded in, for less memory; left out, frames
+        are whole where they fit.
+    two_passes: both branches of guidance one after the other, for less memory; else only where
+        memory is short.
     text_cache: a folder that keeps what prompts were encoded to for the next process.
     max_batch: how many submitted requests of one shape may share a forward; see `StepScheduler`.
 
@@ -70,12 +85,15 @@ def load(
     return Engine(
         open_checkpoint(source, base),
         device,
-        _dtype(dtype, device),
+        None if dtype is None and engines is not None else _dtype(dtype, device),
         backends=backends,
         executor=executor,
         offload=offload,
+        tile=tile,
+        two_passes=two_passes,
         text_cache=text_cache,
         max_batch=max_batch,
+        engines=engines,
     )
 
 
@@ -86,18 +104,27 @@ class Engine:
         self,
         checkpoint: Checkpoint,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         *,
         backends: Mapping[str, str] | None = None,
         executor: str | None = None,
-        offload: str = "none",
+        offload: str | None = None,
+        tile: tuple[int, int] | None = None,
+        two_passes: bool = False,
         text_cache: str | Path | None = None,
         max_batch: int = 1,
+        engines: str | Path | None = None,
     ) -> None:
-        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
-        self.backends, self.executor = dict(backends or {}), executors.choose(executor, device)
-        self.offload = Offload(device, offload)
-        if offload != "none" and device.type == "cpu":
+        check_executor(executor, engines, offload, tile)
+        self.checkpoint, self.device, self.backends = checkpoint, device, dict(backends or {})
+        self.graphs = None
+        if engines is not None:
+            self.graphs = open_graphs(engines, executor, checkpoint, device, dtype)
+            self.executor, self.dtype, offload = self.graphs.executor, self.graphs.dtype, "none"
+        else:
+            self.executor, self.dtype = executors.choose(executor, device, offload or "none"), dtype
+        self.offload = Offload(device, offload or "none")
+        if self.offload.mode != "none" and device.type == "cpu":
             raise UsageError(
                 f"offload is {offload!r}, which moves weights between the host and a device; on a"
                 " CPU they are one: 'none' works"
@@ -107,6 +134,13 @@ class Engine:
         self.scheduler = StepScheduler(self, max_batch=max_batch)
         presets_of(checkpoint)  # a checkpoint that cannot run is refused here
         checkpoint.check()
+        check_tile(tile, checkpoint)
+        self.setting = Setting("two passes" if two_passes else "batched", tile, self.offload.mode)
+        stays = offload is not None or self.executor == "graph"  # reads weights where they were
+        whole = tile is not None or self.graphs is not None  # exported ones have no tiles
+        by_hand = {"guidance": two_passes, "tile": whole, "offload": stays}
+        self.asked = frozenset(name for name, given in by_hand.items() if given)
+        self._at_work, self._moving = 0, threading.Lock()
 
     def plan(self, request: Request | str, **fields: Any) -> Plan:
         """Every number of a request, settled, with what it needs and how it will run.
@@ -134,15 +168,7 @@ class Engine:
 
         plan = resolve(request, self.checkpoint, where, dtype)
         tokens, memory = guess_tokens(request.prompt), devices.memory_bytes(self.device)
-        found = fit(
-            plan,
-            self.checkpoint,
-            self._runner,
-            tokens,
-            memory,
-            settle,
-            may_offload=False,
-        )
+        found = fit(plan, self.checkpoint, self.runner, tokens, memory, settle)
         cost, choices = found.cost, (*self._chosen, *found.choices)
         return replace(
             plan,
@@ -162,14 +188,17 @@ class Engine:
             raise UsageError(str(error)) from None
 
     @property
-    def _runner(self) -> Runner:
+    def runner(self) -> Runner:
+        """What runs a request now, and what of its setting was asked for."""
         fused = self._operations.backends["norm_modulate"] != "torch"
-        setting = Setting(offload=self.offload.mode)
-        return Runner(self.device.type, self.executor, fused, setting)
+        setting = replace(self.setting, offload=self.offload.mode)
+        return Runner(self.device.type, self.executor, fused, setting, self.asked)
 
     @property
     def _chosen(self) -> tuple[Choice, ...]:
         """What was chosen with the engine, whatever the request."""
+        if self.graphs is not None:
+            return (Choice("executor", self.executor, f"graphs in {self.graphs.engines.folder}"),)
         attention = next(c for c in self._operations.choices if c.op == "attention")
         return (
             Choice("executor", self.executor, executors.REASONS[self.executor]),
@@ -255,16 +284,48 @@ class Engine:
         return self._transformer("transformer_2")
 
     def _transformer(self, name: str) -> Any:
+        if self.graphs is not None and self.graphs.has(name):
+            config = registry.config_of(self.checkpoint, name)
+            return self.graphs.transformer(name, config)
         model = self._open(name, self.dtype)
+        if self.graphs is not None:
+            return model
         executors.apply(self.executor, model)
         return model
 
     def use(self, name: str) -> Any:
         """A component, ready to work; where weights are offloaded, until another is used."""
         module = getattr(self, name)
+        if self.graphs is not None:  # all is on the device
+            return module
         if name not in self.placed:
             self.placed[name] = self.offload.place(module)
         return self.placed[name].use()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A session is at work inside, and weights stay where they are but for its own doing."""
+        with self._moving:
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._moving:
+                self._at_work -= 1
+
+    def offload_as(self, mode: str) -> bool:
+        """Keep weights as a session that is at work needs them: what is open goes home, if that is
+        not so yet. False where another session is at work, or another mode was asked for."""
+        with self._moving:
+            if MODES.index(mode) <= MODES.index(self.offload.mode):
+                return True
+            if self._at_work > 1 or "offload" in self.asked:
+                return False
+            for name in ("transformer", "transformer_2", "vae"):
+                if name in vars(self) and name not in self.placed:
+                    self.placed[name] = self.offload.place(vars(self)[name])
+            self.offload.adopt(mode)
+            return True
 
     def _open(self, name: str, dtype: torch.dtype) -> Any:
         return registry.open_component(
@@ -312,13 +373,20 @@ class Engine:
 
     def _settle(self, what: str) -> None:
         """Weights may change now: nobody reads them, and they are at home."""
+        if self.graphs is not None:
+            raise UsageError(f"cannot {what}: exported graphs have the weights that they have")
         if self.scheduler.busy:
             raise UsageError(f"cannot {what} while requests are worked on; wait for their jobs")
         self.offload.leave()
+        for name in ("transformer", "transformer_2"):
+            if hasattr(forward := getattr(vars(self).get(name), "forward", None), "forget"):
+                forward.forget()  # what was captured has the weights as they were
 
     @cached_property
     def vae(self) -> Any:
         """The picture autoencoder, in float32 as the reference keeps it."""
+        if self.graphs is not None and self.graphs.has("vae_decoder"):
+            return self.graphs.vae(self.checkpoint.component("vae").config)
         return self._open("vae", torch.float32)
 
     @cached_property
@@ -344,6 +412,7 @@ class Engine:
             self.device,
             torch.float32,
             self.offload,
+            self._graph("image_encoder"),
         )
 
     @cached_property
@@ -357,7 +426,13 @@ class Engine:
             self.dtype,
             self.offload,
             self.text_cache,
+            self._graph("text_encoder"),
         )
+
+    def _graph(self, name: str) -> Runs | None:
+        """What runs an encoder as it was exported, if it was."""
+        there = self.graphs is not None and self.graphs.has(name)
+        return self.graphs.runner(name) if there else None
 
     @property
     def identity(self) -> dict[str, str]:

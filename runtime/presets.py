@@ -1,12 +1,14 @@
 """What each model makes unless told otherwise, and the limits it works within. A new size is a row.
 
-A pipeline class has a row; what a checkpoint's index and configs say makes variants of it.
+A pipeline class has a row; what a checkpoint's index and configs say makes variants of it, and
+where these are alike its name.
 
 A checkpoint may carry its own presets, as the object `kinema.presets` of its `model_index.json`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -66,6 +68,12 @@ class Presets:
     boundary_ratio: float | None = None
     solver: str | None = None
     sigmas: tuple[float, ...] | None = None
+
+    @property
+    def timestep_axes(self) -> tuple[bool, bool, bool]:
+        """Whether timesteps differ along frames, rows and columns: some frames are shown clean,
+        and a strip of sound has sigmas of its own."""
+        return self.bearings or self.conditions == "first", self.sound is not None, False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Presets:
@@ -146,6 +154,8 @@ FIRST_FRAME_HELD = {
 }
 # https://huggingface.co/Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers
 TWO_FRAMES = {"height": 720, "width": 1280, "guidance_scale": 5.5, "last_frame": "needed"}
+# https://huggingface.co/Wan-AI/Wan2.1-I2V-14B-720P-Diffusers; its configs are those of the 480P one
+LARGE, LARGE_NAME = {"height": 720, "width": 1280}, re.compile(r"720p", re.IGNORECASE)
 
 
 def presets_of(checkpoint: Checkpoint) -> Presets:
@@ -159,6 +169,8 @@ def presets_of(checkpoint: Checkpoint) -> Presets:
         return found
     transformer, vae = (_config(checkpoint, name) for name in ("transformer", "vae"))
     changes: dict[str, Any] = {}
+    if LARGE_NAME.search("/".join(checkpoint.name.split("/")[-2:])):
+        changes.update(LARGE)
     if index.get("boundary_ratio") is not None:
         _check_part(checkpoint, "transformer_2", f"boundary_ratio={index['boundary_ratio']}")
         changes.update(EXPERTS.get(pipeline, {}), boundary_ratio=index["boundary_ratio"])

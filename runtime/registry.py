@@ -64,7 +64,11 @@ class Transformer:
     def read(self, component: Component) -> tuple[Any, dict[str, Entry]]:
         """The config, and what the files hold by published name."""
         entries = _import(self.original).ORIGINAL.published(read_entries(component.folder))
-        return getattr(_import(self.module), self.config).from_dict(component.config), entries
+        return self.config_of(component), entries
+
+    def config_of(self, component: Component) -> Any:
+        """The config."""
+        return getattr(_import(self.module), self.config).from_dict(component.config)
 
     def loras(self, component: Component, module: nn.Module, name: str) -> Loras:
         """What loads LoRAs onto the opened transformer; none is loaded yet."""
@@ -113,6 +117,12 @@ def open_component(
     """
     component, home = checkpoint.component(name), device if home is None else home
     return _opener(checkpoint, name, component)(component, device, dtype, backends or {}, home)
+
+
+def config_of(checkpoint: Checkpoint, name: str) -> Any:
+    """The config of a transformer, as its module has it; no weight is read."""
+    component = checkpoint.component(name)
+    return _opener(checkpoint, name, component).config_of(component)
 
 
 def open_loras(checkpoint: Checkpoint, name: str, module: nn.Module) -> Loras:

@@ -6,7 +6,7 @@ import hashlib
 import html
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from . import foreign
 from .checkpoint import Component
 from .offload import Offload, Placed
 from .text_cache import EmbeddingCache
+
+if TYPE_CHECKING:
+    from .graphs.shells import Runner
 
 MAX_TOKENS = 512  # what the reference pads and cuts prompts to
 ENCODERS = ("UMT5EncoderModel",)
@@ -34,7 +37,8 @@ class TextEncoder:
     """A tokenizer and an encoder, opened through transformers from local files only.
 
     The encoder is read when the first prompt that is not in the cache needs it, and `release` drops
-    it. `offload`: where its weights are while it does not work; by default on the device.
+    it. `offload`: where its weights are while it does not work; by default on the device. `graph`:
+    the encoder as it was exported, instead.
     """
 
     def __init__(
@@ -45,13 +49,16 @@ class TextEncoder:
         dtype: torch.dtype,
         offload: Offload | None = None,
         cache: EmbeddingCache | None = None,
+        graph: Runner | None = None,
     ) -> None:
         foreign.check_class(encoder, ENCODERS)
         self.tokenizer = foreign.open_helper(tokenizer, "AutoTokenizer", trust_remote_code=False)
         self.component, self.device, self.dtype = encoder, device, dtype
         self.offload = offload or Offload(device)
         self.cache = EmbeddingCache() if cache is None else cache
-        self.identity = f"{foreign.fingerprint(encoder)} {dtype} {device.type}"
+        self.graph = graph
+        kind = "" if graph is None else " graph"
+        self.identity = f"{foreign.fingerprint(encoder)} {dtype} {device.type}{kind}"
         self._placed: Placed | None = None
 
     @torch.inference_mode()
@@ -117,13 +124,14 @@ class TextEncoder:
 
     def _run(self, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Embeddings (length, text_dim) of rows of tokens, on the CPU."""
-        model = self.open().use()
-        return [
-            model(input_ids=torch.tensor([row], device=self.device))
-            .last_hidden_state[0]
-            .to("cpu", self.dtype)
-            for row in rows
-        ]
+        tokens = (torch.tensor([row], device=self.device) for row in rows)
+        if self.graph is None:
+            model = self.open().use()
+            states = (model(input_ids=row).last_hidden_state for row in tokens)
+        else:
+            given = ({"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens)
+            states = (self.graph(inputs)["embeds"] for inputs in given)
+        return [state[0].to("cpu", self.dtype) for state in states]
 
 
 def clean(prompt: str) -> str:

@@ -15,6 +15,7 @@ from .offload import Offload, Placed
 
 if TYPE_CHECKING:
     from .encode import Picture
+    from .graphs.shells import Runner
 
 ENCODERS = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
@@ -25,7 +26,8 @@ class ImageEncoder:
     """CLIP's vision tower and its image processor, opened through transformers.
 
     The tower is read when the first picture comes, and `release` drops it. `offload`: where its
-    weights are while it does not work; by default on the device.
+    weights are while it does not work; by default on the device. `graph`: the tower as it was
+    exported, instead.
     """
 
     def __init__(
@@ -35,11 +37,12 @@ class ImageEncoder:
         device: torch.device,
         dtype: torch.dtype,
         offload: Offload | None = None,
+        graph: Runner | None = None,
     ) -> None:
         foreign.check_class(encoder, ENCODERS)
         foreign.check_class(processor, PROCESSORS)
         self.processor = foreign.open_helper(processor, "CLIPImageProcessor")
-        self.component, self.device, self.dtype = encoder, device, dtype
+        self.component, self.device, self.dtype, self.graph = encoder, device, dtype, graph
         self.offload = offload or Offload(device)
         self._placed: Placed | None = None
 
@@ -51,7 +54,10 @@ class ImageEncoder:
         """
         shown = [open_picture(picture) for picture in pictures]
         pixels = self.processor(images=shown, return_tensors="pt").pixel_values
-        states = self.open().use()(pixels.to(self.device), output_hidden_states=True).hidden_states
+        pixels = pixels.to(self.device)
+        if self.graph is not None:
+            return self.graph({"pixel_values": pixels})["embeds"].to(self.dtype)
+        states = self.open().use()(pixels, output_hidden_states=True).hidden_states
         return states[-2].to(self.dtype)
 
     def open(self) -> Placed:

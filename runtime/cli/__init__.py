@@ -1,5 +1,6 @@
 """The command line: `app` and what runs it; a module for each group of commands."""
 
+from . import export as export
 from . import generate as generate
 from . import show as show
 from .app import app as app

@@ -56,6 +56,25 @@ def bar_of_parts() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+@contextmanager
+def steps(announcement: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Shows on standard error which step of how many is under way, as a bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda doing, done, total: None
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (rich.BarColumn(), rich.MofNCompleteColumn(), "{task.description}")
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(announcement, total=None)
+
+        def show(doing: str, done: int, total: int) -> None:
+            bar.update(task, description=doing, completed=done, total=total)
+
+        yield show
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of words as columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
