@@ -166,24 +166,26 @@ def open_checkpoint(
 
 
 def known_models() -> list[dict[str, Any]]:
-    """What can be opened: {"source", "what"} each."""
-    return [
-        {"source": EMBEDDED, "what": "the small model that ships with kinema; the default"},
-        {"source": "FOLDER", "what": f"a checkpoint on disk: a folder with a {INDEX}"},
-        {"source": "ORG/NAME", "what": "a checkpoint on the hub, fetched once"},
-        {"source": "FILE", "what": "a transformer's .safetensors, on top of a checkpoint (base)"},
-    ]
+    """What can be opened here and now, the embedded model first: {"name", "what"} each, and of the
+    embedded one {"presets", "words", "examples"}: what it makes and understands.
 
-
-def describe_embedded() -> dict[str, Any]:
-    """What the embedded model makes and understands: {"presets", "words", "examples"}."""
+    Each name opens; the others are checkpoints that were fetched from the hub before.
+    """
     checkpoint = open_checkpoint(EMBEDDED)
     vocabulary = checkpoint.vocabulary or {}
-    return {
+    embedded = {
+        "name": EMBEDDED,
+        "what": "the small model that ships with kinema; the default",
         "presets": asdict(checkpoint.presets),
         "words": vocabulary.get("words", {}),
         "examples": vocabulary.get("examples", []),
     }
+    fetched = (
+        {"name": name, "what": f"{kind}, fetched from the hub"}
+        for name, kind in hub.fetched(INDEX)
+        if kind in PIPELINES
+    )
+    return [embedded, *fetched]
 
 
 def _what_opens() -> str:

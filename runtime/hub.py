@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import KinemaError
@@ -26,6 +28,18 @@ def fetch(hub_id: str, weight_folders: Callable[[Path], Iterable[str]]) -> Path:
         commit = folder.name if COMMIT.fullmatch(folder.name) else None
         folder = _download(hub_id, wanted, commit)
     return folder
+
+
+def fetched(index: str) -> Iterator[tuple[str, str]]:
+    """Hub ids that are in the hub's cache on this machine, with the pipeline class of each."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for repository in sorted(Path(HF_HUB_CACHE).glob("models--*--*")):
+        for file in repository.glob(f"snapshots/*/{index}"):
+            with suppress(OSError, ValueError, AttributeError):
+                kind = str(json.loads(file.read_text()).get("_class_name"))
+                yield repository.name.removeprefix("models--").replace("--", "/", 1), kind
+                break
 
 
 def _missing(folder: Path, part: str) -> list[str]:

@@ -15,7 +15,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from kinema.runtime import checkpoint as module
 from kinema.runtime import hashes
-from kinema.runtime.checkpoint import INDEX, describe_embedded, known_models, open_checkpoint
+from kinema.runtime.checkpoint import INDEX, known_models, open_checkpoint
 from kinema.runtime.errors import KinemaError, UsageError
 
 
@@ -361,14 +361,18 @@ def test_without_its_files_the_embedded_model_says_so(
         open_checkpoint()
 
 
-def test_the_embedded_model_is_described(checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_opens_is_listed(
+    checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The embedded model, described, and what the hub's cache holds of known kinds."""
+    for name, kind in (("org--wan", "WanPipeline"), ("org--other", "OtherPipeline")):
+        snapshot = tmp_path / f"models--{name}" / "snapshots" / "0"
+        snapshot.mkdir(parents=True)
+        (snapshot / INDEX).write_text(json.dumps({"_class_name": kind}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "EMBEDDED_FOLDER", checkpoint_folder)
-    described = describe_embedded()
-    assert described["presets"]["num_frames"] == 33
-    assert described["words"]["things"] == ["ball", "square"]
-    assert [known["source"] for known in known_models()] == [
-        "embedded",
-        "FOLDER",
-        "ORG/NAME",
-        "FILE",
-    ]
+    embedded, *others = known_models()
+    assert embedded["name"] == "embedded"
+    assert embedded["presets"]["num_frames"] == 33
+    assert embedded["words"]["things"] == ["ball", "square"]
+    assert others == [{"name": "org/wan", "what": "WanPipeline, fetched from the hub"}]

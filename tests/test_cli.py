@@ -238,7 +238,8 @@ def test_models_lists_what_opens_and_the_vocabulary(engine, capsys):
         assert word in out
     assert run(["models", "--json"]) == 0
     listing = json.loads(capsys.readouterr().out)
-    assert listing["embedded"]["words"]["colours"] == ["red", "blue"]
+    assert listing[0]["name"] == "embedded"
+    assert listing[0]["words"]["colours"] == ["red", "blue"]
 
 
 def test_info_shows_the_report(engine, capsys):

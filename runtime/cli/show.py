@@ -8,22 +8,27 @@ from typing import Annotated
 import typer
 
 from .app import Debug, Json, app
-from .console import plain, print_json
+from .console import plain, print_json, table
 
+ALSO = (
+    ("FOLDER", "a checkpoint on disk: a folder with a model_index.json"),
+    ("ORG/NAME", "a checkpoint on the hub, fetched once"),
+    ("FILE", "a transformer's .safetensors, on top of a checkpoint (--base)"),
+)
 HANGING = {"subsequent_indent": " " * 15, "break_on_hyphens": False}
 
 
 @app.command()
 def models(as_json: Json = False, debug: Debug = False) -> None:
     """Say what can be opened, and what the embedded model understands."""
-    from ..checkpoint import describe_embedded, known_models
+    from ..checkpoint import known_models
 
-    listing = {"models": known_models(), "embedded": describe_embedded()}
+    listing = known_models()
     if as_json:
         return print_json(listing)
-    for known in listing["models"]:
-        print(f"{known['source']:<10} {known['what']}")
-    embedded = listing["embedded"]
+    rows = [*((known["name"], known["what"]) for known in listing), *ALSO]
+    print(table(rows))
+    embedded = listing[0]
     presets = embedded["presets"]
     print(f"\nThe embedded model makes {presets['num_frames']} frames", end=" ")
     print(f"{presets['width']}x{presets['height']} at {presets['fps']:g} fps. It understands:")
