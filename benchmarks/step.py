@@ -2,8 +2,9 @@
 
 `python -m kinema.benchmarks.step`: 12 layers, 512 wide, 1,500 tokens on a CPU; Wan2.1-1.3B at
 832x480, 81 frames, on a GPU. A step is both branches of guidance: two forwards of diffusers'
-`WanTransformer3DModel`, text padded to 512 tokens, and one `predict` of ours. They take turns in
-one process. Writes results/step_cpu.json or results/step_<GPU>.json.
+`WanTransformer3DModel`, text padded to 512 tokens, and one `predict` of ours; on a GPU ours is
+compiled and captured as a CUDA graph too. They take turns in one process. Writes
+results/step_cpu.json or results/step_<GPU>.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..runtime import pack
+from ..runtime import executor as executors
 from ..runtime.models.wan import KEEP_FP32, TEXT_LENGTH, WanConfig, WanTransformer
 from .measure import interleave, median_ratio, provenance, summary, write_rows
 
@@ -79,22 +80,28 @@ def compare(
     config, latent_shape = SIZES[size]
     kind = getattr(torch, dtype)
     model = reference(config, device, kind)
-    native, executor = ours(model, device, kind)
+    native = ours(model, device, kind)
     latents = torch.randn(1, *latent_shape, device=device)
     texts = [torch.randn(1, count, model.config.text_dim, device=device) for count in TOKENS]
     timestep = torch.tensor([700.0], device=device)
-    predict = bind(native, latents, texts, timestep)
     steps: dict[str, Callable[[], Tensor]] = {
-        "kinema": partial(finished, lambda: predict(latents, 0)),
         "diffusers eager": partial(finished, reference_step(model, latents, texts, timestep)),
     }
+    executor = executors.choose(None, device)
+    for name in others(device, compiled):
+        other = ours(model, device, kind)
+        executors.apply(name, other)
+        predict = bind(other, latents, texts, timestep)
+        steps[f"kinema {name}"] = partial(finished, partial(predict, latents, 0))
+    executors.apply(executor, native)
+    predict = bind(native, latents, texts, timestep)
+    steps["kinema"] = partial(finished, lambda: predict(latents, 0))
     if compiled:
         compiled_step = reference_step(torch.compile(model), latents, texts, timestep)
         steps["diffusers compiled"] = partial(finished, compiled_step)
     results = {name: step() for name, step in steps.items()}
     seconds = interleave(steps, repeats, warmup=2)
     wanted = results["diffusers eager"].float()
-    error = (results["kinema"] - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
     return {
         "size": size,
         "dtype": dtype,
@@ -107,8 +114,23 @@ def compare(
             for name, values in seconds.items()
             if name != "kinema"
         },
-        "rms_error_over_rms": float(error),
+        "rms_error_over_rms": apart(results["kinema"], wanted),
+        "rms_from_kinema_over_rms": {
+            name: apart(result, results["kinema"])
+            for name, result in results.items()
+            if name.startswith("kinema ")
+        },
     }
+
+
+def others(device: torch.device, compiled: bool) -> list[str]:
+    """What else runs our step on a GPU."""
+    return [name for name in ("compiled", "graph") if device.type == "cuda" and compiled]
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """Root mean square of the difference over that of what is wanted; 0 for the same bits."""
+    return float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
 
 def reference(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
@@ -123,19 +145,14 @@ def reference(config: dict[str, Any], device: torch.device, dtype: torch.dtype) 
     return model
 
 
-def ours(
-    model: torch.nn.Module, device: torch.device, dtype: torch.dtype
-) -> tuple[WanTransformer, str]:
-    """The same weights in our transformer, as the engine opens it, and what runs it."""
+def ours(model: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> WanTransformer:
+    """The same weights in our transformer, as the engine opens it."""
     config = WanConfig.from_dict(model.config)
     ops = kernels.bind(device, dtype, config.attention_head_dim)
     with torch.device("meta"):
         native = WanTransformer(config, ops).eval().requires_grad_(False)
     native.load_state_dict(native.from_published(model.state_dict()), assign=True)
-    if device.type == "cpu" and pack.can_pack():
-        pack.pack_linears(native.blocks)
-        return native, "packed"
-    return native, "eager"
+    return native
 
 
 def bind(

@@ -1,15 +1,16 @@
 """What taking turns costs and brings: `python -m kinema.benchmarks.turns`.
 
-On the embedded model: the scheduler's own time beside a step; eight equal requests one after
-another and in shared forwards; and how long short requests wait beside a long one, when sessions
-take turns and when they do not. Writes results/turns.json.
+On the embedded model: the scheduler's own time beside a step; eight equal requests of several sizes
+one after another and in shared forwards; and how long short requests wait beside a long one, when
+sessions take turns and when they do not. Writes results/turns.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -21,8 +22,13 @@ from ..runtime.progress import Progress
 from ..runtime.request import Request
 from .measure import interleave, median_ratio, provenance, summary, write_rows
 
+Clock = Callable[[], float]
+
 PROMPTS = ("a red ball bounces", "a blue square moves left", "a cone rises", "a green ball rests")
 EQUAL = 8
+STEPS = 20
+FRAMES = (1, 9, 17, 33)
+GUIDANCE = (3.0, 1.0)  # two branches, and one
 SHORTS = 12
 SHORT_STEPS, LONG_STEPS = 4, 100
 
@@ -31,16 +37,23 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write the rows."""
     parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.turns")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["overhead", "throughput", "latency"])
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, on a busy host")
+    parser.add_argument("--no-write", action="store_true", help="leave the committed rows alone")
     options = parser.parse_args(arguments)
-    rows = {
-        "provenance": provenance(),
-        "overhead": overhead(options.repeats),
-        "throughput": [throughput(dtype, options.repeats) for dtype in ("float32", "bfloat16")],
-        "latency": latency(),
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    parts: dict[str, Callable[[], Any]] = {
+        "overhead": lambda: overhead(options.repeats),
+        "throughput": lambda: list(throughputs(options.repeats, clock)),
+        "latency": latency,
     }
-    for name, found in rows.items():
-        print(f"{name}: {found}")
-    print(f"wrote {write_rows('turns', rows)}")
+    rows = {"provenance": {**provenance(), "clock": clock.__name__}}
+    for name, measure in parts.items():
+        if options.only in (None, name):
+            rows[name] = measure()
+            print(f"{name}: {rows[name]}", flush=True)
+    if not options.no_write and options.only is None:
+        print(f"wrote {write_rows('turns', rows)}")
 
 
 def overhead(repeats: int) -> dict[str, float]:
@@ -78,12 +91,26 @@ def overhead(repeats: int) -> dict[str, float]:
     return {"turn_us": round(1e6 * turn, 2), "step_ms": round(1e3 * step, 2), "ratio": turn / step}
 
 
-def throughput(dtype: str, repeats: int) -> dict[str, Any]:
+def throughputs(repeats: int, clock: Clock = time.perf_counter) -> Iterator[dict[str, Any]]:
+    """Rows by dtype, length and branches of guidance."""
+    for dtype in ("float32", "bfloat16"):
+        engine = engines.load(device="cpu", dtype=dtype, max_batch=EQUAL)
+        engine.scheduler.shared_on_cpu = math.inf  # also where it does not pay
+        for num_frames in FRAMES:
+            for scale in GUIDANCE:
+                row = throughput(engine, num_frames, scale, repeats, clock)
+                print({"dtype": dtype, **row}, flush=True)
+                yield {"dtype": dtype, **row}
+        engine.close()
+
+
+def throughput(
+    engine: engines.Engine, num_frames: int, scale: float, repeats: int, clock: Clock
+) -> dict[str, Any]:
     """Eight equal requests, one after another and in shared forwards."""
-    engine = engines.load(device="cpu", dtype=dtype, max_batch=EQUAL)
+    fields = {"num_frames": num_frames, "guidance_scale": scale, "num_inference_steps": STEPS}
     requests = [
-        Request(PROMPTS[i % 4], seed=i, num_inference_steps=20, output="latents")
-        for i in range(EQUAL)
+        Request(PROMPTS[i % len(PROMPTS)], seed=i, output="latents", **fields) for i in range(EQUAL)
     ]
 
     def alone() -> None:
@@ -94,11 +121,14 @@ def throughput(dtype: str, repeats: int) -> dict[str, Any]:
         for job in [engine.submit(request) for request in requests]:
             job.result()
 
-    seconds = interleave({"one after another": alone, "together": together}, repeats)
-    engine.close()
+    seconds = _alternate({"one after another": alone, "together": together}, repeats, clock)
+    _, frames, rows, columns = engine.plan(requests[0]).latent_shape
     ratio = median_ratio(seconds["one after another"], seconds["together"])
     return {
-        "dtype": dtype,
+        "num_frames": num_frames,
+        "positions": frames * rows * columns,
+        "branches": 2 if scale > 1 else 1,
+        "executor": engine.executor,
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "ratio": round(ratio, 3),
     }
@@ -134,6 +164,20 @@ def latency() -> list[dict[str, Any]]:
         rows.append({"how": name, "p50_s": round(p50, 3), "p95_s": round(p95, 3)})
     engine.close()
     return rows
+
+
+def _alternate(
+    works: dict[str, Callable[[], None]], repeats: int, clock: Clock
+) -> dict[str, list[float]]:
+    """As `interleave`, by a clock."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(1 + repeats):
+        for name, work in works.items():
+            started = clock()
+            work()
+            if turn > 0:
+                seconds[name].append(clock() - started)
+    return seconds
 
 
 def _each(count: int, work: Callable[[], Any]) -> Sequence[float]:

@@ -118,14 +118,15 @@ def _first(engine: Engine, request: Request, plan: Plan) -> Given | None:
     if not request.shown:
         return None
     (pixels,) = _pictures(request, plan).values()
-    return Given(first=encode_pixels(engine.use("vae"), pixels[:, :, None].to(engine.device)))
+    pixels = pixels[:, :, None].to(engine.device)
+    return Given(first=encode_pixels(engine.use("vae"), pixels, plan.setting.tile))
 
 
 def _beside(engine: Engine, request: Request, plan: Plan) -> Given:
     """A clip with its first frame, and perhaps its last, the others grey; and which they are."""
     pictures = _pictures(request, plan)
     clip = (chunk.to(engine.device) for chunk in on_grey(pictures, plan.num_frames))
-    latents = encode_chunks(engine.use("vae"), clip)
+    latents = encode_chunks(engine.use("vae"), clip, plan.setting.tile)
     known = torch.zeros(GROUP - 1 + plan.num_frames)
     known[[GROUP - 1 + index for index in pictures]] = 1
     known[:GROUP] = known[GROUP - 1]
@@ -186,8 +187,9 @@ def _control(engine: Engine, request: Request, plan: Plan) -> Given:
     placed = place(request.shown, plan.num_frames, cut=request.adjust)
     stays = (pixels * (1 - (mask > 0.5).float()) for pixels, mask in _clip(placed, plan))
     guides = (pixels * (mask > 0.5).float() for pixels, mask in _clip(placed, plan))
+    vae, tile = engine.use("vae"), plan.setting.tile
     parts = [
-        encode_chunks(engine.use("vae"), (chunk.to(engine.device) for chunk in chunks))
+        encode_chunks(vae, (chunk.to(engine.device) for chunk in chunks), tile)
         for chunks in (stays, guides)
     ]
     masks = torch.cat([mask for _, mask in _clip(placed, plan)], dim=2)[0, 0]
@@ -195,7 +197,7 @@ def _control(engine: Engine, request: Request, plan: Plan) -> Given:
     control = torch.cat(parts, dim=1)
     for picture in references(request.shown):
         pixels = on_canvas(picture, plan)[:, :, None].to(engine.device)
-        latents = encode_pixels(engine.use("vae"), pixels)
+        latents = encode_pixels(vae, pixels, tile)
         absent = (0, 0, 0, 0, 0, 0, 0, control.shape[1] - latents.shape[1])
         control = torch.cat([F.pad(latents, absent), control], dim=2)
     strength = request.shown[0].strength if request.shown else 1.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +23,45 @@ from .errors import UsageError
 
 MODES = ("none", "model", "block")
 BLOCKS = ("blocks", "vace_blocks")
+HOST = torch.device("cpu")
 
 
 class Offload:
     """One mode for the modules of an engine, which take turns on its device.
 
     In the modes that offload one module is on the device at a time, from when it is used until
-    another is. Raises `UsageError` for an unknown mode.
+    another is. Modes go from fast to lean, and `adopt` only on to leaner ones. Raises `UsageError`
+    for an unknown mode.
     """
 
     def __init__(self, device: torch.device | str, mode: str = "none") -> None:
         if mode not in MODES:
             raise UsageError(f"offload is {mode!r}; it must be one of {', '.join(MODES)}")
         self.device, self.mode = torch.device(device), mode
-        self.home = self.device if mode == "none" else torch.device("cpu")
         self.lent: Placed | None = None
+        self.placed: WeakSet[Placed] = WeakSet()
+
+    @property
+    def home(self) -> torch.device:
+        """Where weights are read to, and where they are while they do not work."""
+        return self.device if self.mode == "none" else HOST
 
     def place(self, module: nn.Module, lists: Sequence[str] = BLOCKS) -> Placed:
-        """Put a module whose weights are at `home` under the mode; `lists` as in `place`."""
-        return Placed(self, place(module, self.device, self.mode, lists))
+        """Put a module under the mode, wherever its weights are; `lists` as in `place`."""
+        placed = Placed(self, module, lists)
+        self.placed.add(placed)
+        return placed
+
+    def adopt(self, mode: str) -> None:
+        """Put all that was placed under a leaner mode, between two uses: weights go home first."""
+        if MODES.index(mode) <= MODES.index(self.mode):
+            return
+        self.leave()
+        self.mode = mode
+        for placed in self.placed:
+            placed.settle()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def leave(self) -> None:
         """Take what is lent off the device."""
@@ -51,14 +72,20 @@ class Offload:
 class Placed:
     """A module under an `Offload`: `use` it before every piece of work."""
 
-    def __init__(self, offload: Offload, context: AbstractContextManager[nn.Module]) -> None:
-        self.offload, self.context = offload, context
+    def __init__(self, offload: Offload, module: nn.Module, lists: Sequence[str]) -> None:
+        self.offload, self.module, self.lists = offload, module, lists
+        self.settle()
+
+    def settle(self) -> None:
+        """Put the module, which is not lent, under the mode."""
+        to = self.offload
+        self.context = place(bring(self.module, to.home), to.device, to.mode, self.lists)
 
     def use(self) -> nn.Module:
         """The module, ready to work on the device until another is used."""
         if self.offload.lent is not self:
             self.offload.leave()
-            self.module = self.context.__enter__()
+            self.context.__enter__()
             self.offload.lent = self
         return self.module
 
@@ -144,6 +171,20 @@ class Streamed(AbstractContextManager):
         for stream in self.streams:
             stream.release()
         self.rest.__exit__()
+
+
+@torch.inference_mode(False)
+def bring(module: nn.Module, home: torch.device) -> nn.Module:
+    """The module, its weights moved home, one by one, where they are not there."""
+    if not all(_is_at(x, home) for x in tensors_of(module)):
+        make_movable(module)
+        for x in tensors_of(module):
+            x.data = x.data.to(home)
+    return module
+
+
+def _is_at(x: Tensor, home: torch.device) -> bool:
+    return x.device.type == home.type and home.index in (None, x.device.index)
 
 
 def lend(x: Tensor, device: torch.device) -> Tensor:

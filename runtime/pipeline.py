@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -115,11 +116,18 @@ def bind(
     own = {"both": slice(None), "positive": slice(count), "negative": slice(count, None)}
     timesteps = given.timesteps(timesteps_of(tracks).to(engine.device), shape[2])
 
+    firsts: WeakValueDictionary[Expert, Denoiser] = WeakValueDictionary()
+
     def branch(name: str) -> Denoiser:
         def bind_expert(expert: Expert) -> Denoiser:
             transformer, embeds = engine.use(expert.name), [part[own[name]] for part in text]
-            seen = given.shape(shape)
-            bound = transformer.bind(seen, timesteps[expert.part], *embeds, **given.bound)
+            beside = getattr(firsts.get(expert), "beside", None)
+            if beside is not None:  # only the text differs from the other branch's
+                bound = beside(*embeds, **given.bound)
+            else:
+                seen = given.shape(shape)
+                bound = transformer.bind(seen, timesteps[expert.part], *embeds, **given.bound)
+                firsts[expert] = bound
 
             def predict(latents: Tensor, step: int) -> Tensor:
                 engine.use(expert.name)

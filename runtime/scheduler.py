@@ -13,10 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
 from .batching import run_together
 from .errors import Cancelled, KinemaError, UsageError
+from .guidance import is_guided
 from .job import Job
 from .progress import Progress
 from .session import Session
@@ -24,6 +26,12 @@ from .session import Session
 if TYPE_CHECKING:
     from .engine import Engine
     from .request import Request
+
+
+# On a CPU a batch saves what each operation costs whatever its size, and loses the caches that one
+# request fits into. Up to so many positions (frames x height x width, of every branch of guidance)
+# requests gained by it: benchmarks/turns.py.
+SHARED_ON_CPU = 720
 
 
 @dataclass(eq=False)
@@ -60,11 +68,13 @@ class StepScheduler:
     A session is let in when its plan fits beside those at work in `memory_limit` bytes (None: any
     number of them); one alone is always let in. Up to `max_batch` sessions whose latents have one
     shape step together, in one forward; matrix products may round otherwise there than alone, so
-    at 1, the default, a request gives the same bits in any company.
+    at 1, the default, a request gives the same bits in any company. On a CPU they do so where that
+    is faster: for latents of up to `shared_on_cpu` positions, both branches of guidance counted.
     """
 
     def __init__(self, engine: Engine, memory_limit: int | None = None, max_batch: int = 1) -> None:
         self.engine, self.memory_limit, self.max_batch = engine, memory_limit, max_batch
+        self.shared_on_cpu: float = SHARED_ON_CPU
         self._turns: dict[Job, Turn] = {}
         self._lock = threading.Lock()
         self._count, self._closing = 0, False
@@ -132,9 +142,17 @@ class StepScheduler:
                 self._thread = None
                 return []
             first, *others = sorted(at_work, key=lambda turn: turn.order)
-            key = first.session.batch_key if self.max_batch > 1 else None
+            key = self._batch_key(first.session)
             company = [turn for turn in others if key is not None and turn.session.batch_key == key]
             return [first, *company[: self.max_batch - 1]]
+
+    def _batch_key(self, session: Session) -> tuple[int, ...] | None:
+        """Equal for those who may step together now; None for one that is better alone."""
+        key = session.batch_key if self.max_batch > 1 else None
+        if key is None or self.engine.device.type != "cpu":
+            return key
+        branches = 2 if is_guided(session.plan.tracks) else 1
+        return key if branches * prod(key[2:]) <= self.shared_on_cpu else None
 
     def _let_in(self) -> None:
         """Start those whose plans fit, in their order; the first that does not fit waits."""

@@ -201,6 +201,7 @@ class Session:
         if self._bound is None:
             engine, request, plan = self.engine, self.request, self.plan
             with self.timed("load"):
+                engine.offload_as(plan.setting.offload)
                 engine.open_components()
             with self.timed("encode"):
                 tracks, predict, latents, finish = pipeline.prepare(engine, request, plan)
@@ -222,7 +223,7 @@ class Session:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Work that `cancel` waits for: refused after it, and cleaned up at its end."""
-        with self._busy:
+        with self._busy, self.engine.working():
             self._refuse_if_cancelled()
             yield
             self._refuse_if_cancelled()
@@ -256,9 +257,9 @@ class Session:
         self._bound = None
         if engine.device.type == "cuda":
             torch.cuda.empty_cache()
-        kind = engine.device.type
-        setting = leaner(plan.setting, stage, plan, engine.checkpoint, kind, may_offload=False)
-        if setting is None:
+        runner, now = engine.runner, replace(plan.setting, offload=engine.offload.mode)
+        setting = leaner(now, stage, plan, engine.checkpoint, runner.device, runner.asked)
+        if setting is None or not engine.offload_as(setting.offload):
             self._release()
             raise KinemaError(
                 f"out of memory in {stage} ({reason}), and there is no leaner way to run it; fewer"
@@ -324,6 +325,7 @@ def resume(engine: Engine, path: str | Path) -> Session:
     shape = tuple(state.latents.shape[1:])
     if shape != tuple(session.plan.latent_shape) or state.index > session.total:
         raise UsageError(f"{path} does not fit its request: latents {shape}, step {state.index}")
+    setting = replace(setting, offload=session.plan.setting.offload)  # the one part without bits
     return Session(engine, request, replace(session.plan, setting=setting), state)
 
 

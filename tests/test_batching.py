@@ -60,26 +60,61 @@ def test_an_error_of_the_forward_reaches_everybody():
     assert Meeting(1).asked == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_requests_of_one_shape_share_forwards(dtype, monkeypatch):
-    """Prompts and numbers of steps differ; the latents are those of each alone, within rounding."""
-    shared, together = [], wan.Bound.together
+@pytest.fixture
+def shared(monkeypatch):
+    """How many were answered together, each time that several were."""
+    counts, together = [], wan.Bound.together
 
     def count(bound, asked):
-        shared.append(len(asked))
+        counts.append(len(asked))
         return together(bound, asked)
 
     monkeypatch.setattr(wan.Bound, "together", count)
-    requests = [
-        kinema.Request(prompt, seed=seed, num_inference_steps=2 + seed, output="latents")
-        for seed, prompt in enumerate(("a red ball bounces on the grass", "a cone", "a ball"))
+    return counts
+
+
+def asked_for(num_frames=1):
+    """Requests of one shape whose prompts and numbers of steps differ."""
+    prompts = ("a red ball bounces on the grass", "a cone", "a ball")
+    fields = {"num_frames": num_frames, "output": "latents"}
+    return [
+        kinema.Request(prompt, seed=seed, num_inference_steps=2 + seed, **fields)
+        for seed, prompt in enumerate(prompts)
     ]
+
+
+def submitted(engine, requests):
+    """Latents of requests handed in at once."""
+    jobs = [engine.submit(request) for request in requests]
+    return [job.result(120).latents for job in jobs]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_requests_of_one_shape_share_forwards(dtype, shared):
+    """The latents are those of each alone, within rounding."""
+    requests = asked_for()
     with kinema.load(dtype=dtype, max_batch=3) as engine:
         alone = [engine.generate(request).latents for request in requests]
-        jobs = [engine.submit(request) for request in requests]
-        found = [job.result(120).latents for job in jobs]
+        found = submitted(engine, requests)
     assert max(shared) > 1
     # Sums in another order, through a few steps; in bfloat16 each rounds at 2^-9.
     limit = 1e-4 if dtype == "float32" else 0.05
     for one, other in zip(found, alone, strict=True):
         assert (one - other).square().mean().sqrt() < limit * other.square().mean().sqrt()
+
+
+def test_by_default_company_changes_no_bit(shared):
+    """Nor where more may share a forward, but are too large to gain by it."""
+    for num_frames, max_batch in ((1, 1), (33, 3)):
+        requests = asked_for(num_frames)
+        with kinema.load(max_batch=max_batch) as engine:
+            alone = [engine.generate(request).latents for request in requests]
+            assert all(map(torch.equal, submitted(engine, requests), alone))
+    assert not shared
+
+
+def test_what_is_too_large_to_share_can_be_told_otherwise(shared):
+    with kinema.load(max_batch=3) as engine:
+        engine.scheduler.shared_on_cpu = 2 * 720
+        submitted(engine, asked_for(num_frames=33))
+    assert max(shared) > 1

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from kinema.runtime.conditions import Condition, place
-from kinema.runtime.given import MOST, Given, _clip, bearing_frame, fold_mask, on_canvas
+from kinema.runtime.cost import Setting
+from kinema.runtime.given import MAKERS, MOST, Given, _clip, bearing_frame, fold_mask, on_canvas
 
 SHAPE = (4, 3, 6, 8)  # channels, frames, rows, columns
 
@@ -120,3 +121,35 @@ def test_no_two_bearings_are_alike(rows, columns):
     patches = frame.view(16, rows // 2, 2, columns // 2, 2).permute(1, 3, 0, 2, 4).flatten(2)
     assert len(patches.flatten(0, 1).unique(dim=0)) == (rows // 2) * (columns // 2)
     assert max(rows // 2, columns // 2) <= MOST
+
+
+class RecordingVAE(torch.nn.Linear):
+    """Encodes to zeros, and keeps which tile it was asked for."""
+
+    config = SimpleNamespace(latents_mean=None)
+
+    def __init__(self):
+        super().__init__(1, 1)
+        self.tiles = []
+
+    def encode(self, pixels, tile=None):
+        return self.encode_chunks(pixels.split(1, dim=2), tile)
+
+    def encode_chunks(self, chunks, tile=None):
+        self.tiles.append(tile)
+        return torch.zeros(1, 4, len(list(chunks)), 2, 4)
+
+
+@pytest.mark.parametrize(("kind", "encoded"), [("first", 1), ("beside", 1), ("control", 3)])
+@pytest.mark.parametrize("tile", [None, (8, 16)])
+def test_what_is_shown_is_encoded_in_the_tiles_of_the_plan(kind, encoded, tile):
+    vae = RecordingVAE()
+    transformer = SimpleNamespace(config=SimpleNamespace(image_dim=None))
+    engine = SimpleNamespace(use=lambda _: vae, device="cpu", transformer=transformer)
+    shown = [Condition(np.zeros((16, 32, 3), np.uint8), frame=0)]
+    if kind == "control":
+        shown.append(Condition(np.zeros((16, 32, 3), np.uint8), frame=None))
+    request = SimpleNamespace(shown=shown, adjust=False)
+    plan = SimpleNamespace(**vars(PLAN), setting=Setting(tile=tile))
+    assert MAKERS[kind](engine, request, plan) is not None
+    assert vae.tiles == [tile] * encoded

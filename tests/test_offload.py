@@ -205,6 +205,28 @@ def test_modules_take_turns(lent, mode):
     first.leave()
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_modules_go_on_under_a_leaner_mode(lent, inference):
+    """They keep what they compute, and what was lent is home again."""
+    x, modes = torch.randn(3, 6), Offload(CPU)
+    with torch.inference_mode(inference):
+        model, other = Model().requires_grad_(False), Model(2).requires_grad_(False)
+    wanted, placed = model(x), [modes.place(model), modes.place(other)]
+    placed[0].use()
+    assert not addresses(model) & lent()
+    for mode in ("model", "block"):
+        modes.adopt(mode)
+        assert modes.lent is None and modes.home == CPU
+        assert not (addresses(model) | addresses(other)) & lent()
+        with torch.inference_mode():
+            assert torch.equal(placed[0].use()(x), wanted)
+        assert addresses(model) & lent() and not addresses(other) & lent()
+        placed[1].use()
+        assert not addresses(model) & lent() and addresses(other) & lent()
+    modes.adopt("model")
+    assert modes.mode == "block" and isinstance(model.blocks, BlockStream)
+
+
 def test_nothing_moves_where_nothing_is_offloaded(lent):
     offload = Offload(CPU)
     first, second = (offload.place(nn.Linear(2, 3)) for _ in range(2))
@@ -379,3 +401,15 @@ def test_cuda_holds_two_blocks_at_most():
     offload.leave()
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() - before < 0.1 * block
+
+
+@needs_cuda
+@torch.inference_mode()
+def test_cuda_weights_come_home_for_a_leaner_mode():
+    model, x = Model(24).cuda(), torch.randn(3, 6, device="cuda")
+    wanted, modes = model(x), Offload("cuda")
+    placed = modes.place(model)
+    for mode in ("model", "block"):
+        modes.adopt(mode)
+        assert all(w.device.type == "cpu" for w in tensors_of(model))
+        assert torch.equal(placed.use()(x), wanted)

@@ -26,11 +26,11 @@ def parse_lora(text: str) -> tuple[str, float]:
     return path, value
 
 
-def parse_size(size: str | None) -> tuple[int | None, int | None]:
+def parse_size(size: str | None, name: str = "size") -> tuple[int | None, int | None]:
     if size is None:
         return None, None
     if not (found := SIZE.fullmatch(size.strip())):
-        raise UsageError(f"size {size!r} is not WIDTHxHEIGHT, such as 64x64")
+        raise UsageError(f"{name} {size!r} is not WIDTHxHEIGHT, such as 64x64")
     return int(found[1]), int(found[2])
 
 

@@ -123,11 +123,26 @@ def ask(
         ),
     ] = None,
     executor: Annotated[
-        str | None, typer.Option(help="eager, packed (a CPU's default) or compiled.")
+        str | None,
+        typer.Option(
+            help="eager, packed (a CPU's default), compiled, graph; onnx, tensorrt, aoti."
+        ),
     ] = None,
     offload: Annotated[
-        str, typer.Option(help="Where idle weights are: none (the device), model or block.")
-    ] = "none",
+        str | None,
+        typer.Option(
+            help="Where idle weights are: none (the device), model or block; else as fit."
+        ),
+    ] = None,
+    tile: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Code pictures in tiles, such as 512x512.")
+    ] = None,
+    two_passes: Annotated[
+        bool, typer.Option("--two-passes", help="One branch of guidance after the other.")
+    ] = False,
+    engines: Annotated[
+        str | None, typer.Option(metavar="DIR", help="What kinema export wrote of this model.")
+    ] = None,
     text_cache: Annotated[
         str | None, typer.Option(metavar="DIR", help="Keep what prompts are encoded to.")
     ] = None,
@@ -136,6 +151,7 @@ def ask(
     from ..checkpoint import open_checkpoint
 
     width, height = parse_size(size)
+    tile_width, tile_height = parse_size(tile, "--tile")
     fields = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -161,7 +177,10 @@ def ask(
         "dtype": dtype,
         "backends": dict(parse_pair("--backend", text) for text in backend or ()),
         "executor": executor,
+        "engines": engines,
         "offload": offload,
+        "tile": None if tile is None else (tile_height, tile_width),
+        "two_passes": two_passes,
         "text_cache": text_cache,
     }
     loras = [parse_lora(text) for text in lora or ()]
