@@ -169,7 +169,10 @@ class Engine:
         plan = resolve(request, self.checkpoint, where, dtype)
         tokens, memory = guess_tokens(request.prompt), devices.memory_bytes(self.device)
         found = fit(plan, self.checkpoint, self.runner, tokens, memory, settle)
-        cost, choices = found.cost, (*self._chosen, *found.choices)
+        own = found.choices
+        if self.graphs is not None:  # which have neither tiles nor weights that move
+            own = [choice for choice in own if choice.what == "guidance"]
+        cost, choices = found.cost, (*self._chosen, *own)
         return replace(
             plan,
             peak_memory_bytes=cost.peak_memory_bytes,
@@ -465,6 +468,7 @@ class Engine:
             "offload": self.offload.mode,
             "backends": self.transformer.ops.backends,
             "model": {"name": checkpoint.name, "weights": checkpoint.weight_hash()},
+            **({} if self.graphs is None else {"engines": self.graphs.told()}),
             "loras": [lora.as_dict() for lora in self.loras.reports.values()],
             "versions": {
                 "kinema": __version__,

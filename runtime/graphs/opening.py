@@ -38,6 +38,16 @@ class Graphs:
         """What the transformer and the text encoder compute in."""
         return getattr(torch, self.engines.manifest.dtype)
 
+    def told(self) -> dict[str, Any]:
+        """What a report says of them."""
+        manifest = self.engines.manifest
+        return {
+            "graphs": list(manifest.graphs),
+            "to": manifest.to,
+            "dtype": manifest.dtype,
+            "versions": dict(manifest.versions),
+        }
+
     def has(self, graph: str) -> bool:
         """Whether a graph was exported."""
         return graph in self.engines.manifest.graphs

@@ -55,6 +55,7 @@ def test_graphs_make_the_same_video(exported):
     made = engine.generate(request(variant))
     assert decibels(made.frames, wanted.frames) >= DECIBELS
     assert made.report["executor"] == "onnx"
+    assert "transformer" in made.report["engines"]["graphs"]
 
 
 def test_the_manifest_says_what_was_written_and_how_far_off_it_is(exported):
