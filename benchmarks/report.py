@@ -77,6 +77,29 @@ def step_cpu(results: dict[str, Any]) -> str:
     )
 
 
+def executors(results: dict[str, Any]) -> str:
+    """A step, and a decode, by everything that can run it."""
+    lines = [
+        "| by | milliseconds | 20th to 80th percentile | faster by | apart from kinema eager |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        title = "decode" if row["what"] == "decode" else f"a step of {row['what']}"
+        lines.append(f"| **{title}, {row['dtype']}**, beside {row['base']} | | | | |")
+        for name, value in row["seconds"].items():
+            low, middle, high = (f"{1e3 * value[k]:.1f}" for k in ("p20_s", "median_s", "p80_s"))
+            ratio = "{median:.2f} ({p20:.2f} to {p80:.2f})".format(**row["faster"][name])
+            ratio = "" if name == row["base"] else ratio
+            error = f"{error:.0e}" if (error := row["error_over_rms"][name]) else ""
+            lines.append(f"| {name} | {middle} | {low} to {high} | {ratio} | {error} |")
+    shapes = {row["what"]: "x".join(map(str, row["latent_shape"])) for row in results["rows"]}
+    told = ", ".join(f"{what} {shape}" for what, shape in shapes.items())
+    return "\n".join(lines) + (
+        f"\n\nLatents: {told}; a step is both branches of guidance; apart: RMS of what differs over"
+        f" the RMS, in the same dtype; {_where(results['provenance'])}."
+    )
+
+
 def evaluate(results: dict[str, Any]) -> str:
     """Rates of the embedded model on held-out prompts, in one row; and its sound."""
     table, sound = results["table"], results["table"]["sound"]
@@ -93,7 +116,12 @@ def _where(provenance: dict[str, Any]) -> str:
     return f"{provenance['device']}, {provenance['threads']} threads, {versions}"
 
 
-TABLES = {"end_to_end": end_to_end, "step_cpu": step_cpu, "evaluate": evaluate}
+TABLES = {
+    "end_to_end": end_to_end,
+    "step_cpu": step_cpu,
+    "executors": executors,
+    "evaluate": evaluate,
+}
 
 if __name__ == "__main__":
     main()
