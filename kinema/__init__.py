@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .runtime.guidance_options import Guidance
     from .runtime.job import Job
     from .runtime.media import Video
+    from .runtime.provenance.keys import Identity
+    from .runtime.provenance.marking import Provenance
+    from .runtime.provenance.verify import Verification, verify
     from .runtime.request import Request
     from .runtime.session import Session
 
@@ -25,15 +28,19 @@ __all__ = [
     "Condition",
     "Engine",
     "Guidance",
+    "Identity",
     "Job",
     "KinemaError",
+    "Provenance",
     "Request",
     "Session",
     "UsageError",
+    "Verification",
     "Video",
     "__version__",
     "export",
     "load",
+    "verify",
 ]
 
 _HOMES = {
@@ -41,13 +48,17 @@ _HOMES = {
     "Condition": "conditions",
     "Engine": "engine",
     "Guidance": "guidance_options",
+    "Identity": "provenance.keys",
     "Job": "job",
     "KinemaError": "errors",
+    "Provenance": "provenance.marking",
     "Request": "request",
     "Session": "session",
     "UsageError": "errors",
+    "Verification": "provenance.verify",
     "Video": "media",
     "load": "engine",
+    "verify": "provenance.verify",
 }
 
 

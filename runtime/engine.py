@@ -33,6 +33,7 @@ from .plan import Plan, resolve
 from .presets import presets_of
 from .preview import Projection, projection_of
 from .progress import Progress
+from .provenance.marking import Provenance
 from .request import Request
 from .scheduler import StepScheduler
 from .session import Session, resume
@@ -214,17 +215,19 @@ class Engine:
         progress: Callable[[Progress], None] | None = None,
         path: str | Path | None = None,
         overwrite: bool = True,
+        provenance: Provenance | None = None,
         **fields: Any,
     ) -> Video:
         """Make a video from a `Request`, or from a prompt and the fields of one.
 
         `progress` is called with what was just finished, after every step. With a `path` an MP4 is
-        written too, its frames encoded while the next ones decode.
+        written too, its frames encoded while the next ones decode; `provenance` is how it says
+        where it comes from, by default signed and marked invisibly.
         """
         session = self.session(request, **fields)
         if path is None:
             return session.finish(progress)
-        return session.record(path, progress, overwrite)
+        return session.record(path, progress, overwrite, provenance)
 
     def session(self, request: Request | str, **fields: Any) -> Session:
         """One request, not begun: iterate over it for its steps; see `Session`."""
@@ -447,6 +450,15 @@ class Engine:
             "loras": " ".join(loras) or "none",
         }
 
+    def origin(self, request: Request) -> dict[str, Any]:
+        """What a video follows from, however it is made: the request, the weights, their LoRAs."""
+        checkpoint = self.checkpoint
+        return {
+            "request": request.as_dict(),
+            "model": {"name": checkpoint.name, "weights": checkpoint.weight_hash()},
+            "loras": [lora.as_dict() for lora in self.loras.reports.values()],
+        }
+
     def report(
         self,
         request: Request,
@@ -460,16 +472,16 @@ class Engine:
         """
         from .. import __version__
 
-        checkpoint = self.checkpoint
+        origin = self.origin(request)
         return {
-            "request": request.as_dict(),
+            "request": origin["request"],
             "plan": plan.as_dict(),
             "executor": self.executor,
             "offload": self.offload.mode,
             "backends": self.transformer.ops.backends,
-            "model": {"name": checkpoint.name, "weights": checkpoint.weight_hash()},
+            "model": origin["model"],
             **({} if self.graphs is None else {"engines": self.graphs.told()}),
-            "loras": [lora.as_dict() for lora in self.loras.reports.values()],
+            "loras": origin["loras"],
             "versions": {
                 "kinema": __version__,
                 "torch": torch.__version__,

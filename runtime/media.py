@@ -2,6 +2,7 @@
 
 H.264 (yuv420p) and AAC, the index in front, so a browser plays it while it loads. A file is
 written beside its name and renamed once it is whole. Its `comment` tag holds the report as JSON.
+What is written is marked and signed on the way (`provenance/`), what was handed in is not touched.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from .files import beside, reason_of, whole_or_nothing
 if TYPE_CHECKING:
     import av
     import torch
+
+    from .provenance.marking import Marking, Provenance
 
 SUFFIX = ".mp4"
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -61,15 +64,31 @@ class Video:
         sound = "silent" if self.audio is None else "with sound"
         return f"{num_frames} frames {width}x{height}, {num_frames / self.fps:.4g} s, {sound}"
 
-    def save(self, path: str | Path, overwrite: bool = True) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        overwrite: bool = True,
+        provenance: Provenance | None = None,
+    ) -> Path:
         """Writes an MP4, whole or not at all; returns its path.
 
+        provenance: how the file says where it comes from; by default signed, and marked invisibly.
         Raises UsageError for a path that cannot be written, KinemaError for a disk that is full.
         """
         if self.frames is None:
             raise UsageError('there are no frames to save: the request had output="latents"')
+        from .provenance.marking import marking
+
+        path, size = check_target(path, overwrite), self.frames.shape[1:3]
         return write_mp4(
-            path, self.frames, self.fps, self.audio, self.sample_rate, self.report, overwrite
+            path,
+            self.frames,
+            self.fps,
+            self.audio,
+            self.sample_rate,
+            self.report,
+            overwrite,
+            marking(provenance, self.report, size, self.fps),
         )
 
 
@@ -101,13 +120,18 @@ def write_mp4(
     sample_rate: int | None = None,
     report: dict[str, Any] | None = None,
     overwrite: bool = True,
+    marking: Marking | None = None,
 ) -> Path:
     """Encodes frames as they come, uint8 (height, width, 3) each, with as much audio as they last.
 
     audio: float32 (num_samples, channels), 1 or 2 channels; cut or padded with silence.
+    marking: what marks and signs the file; without it nothing does.
     """
     path = check_target(path, overwrite)
-    with whole_or_nothing(path) as unfinished, Encoder(unfinished, fps, sample_rate) as encoder:
+    with (
+        whole_or_nothing(path) as unfinished,
+        Encoder(unfinished, fps, sample_rate, marking, path.name) as encoder,
+    ):
         for frame in frames:
             encoder.add(frame)
         encoder.finish(audio, report)
@@ -117,12 +141,22 @@ def write_mp4(
 class Encoder:
     """A file being made: frames are encoded as they come; what is said of them comes last.
 
-    `file` is written when `finish` is called; until then what was encoded is in memory.
+    `file` is written when `finish` is called; until then what was encoded is in memory. With a
+    `marking` it is marked on the way and, when the context is left, signed under its `title`.
     """
 
-    def __init__(self, file: Path, fps: float, sample_rate: int | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        fps: float,
+        sample_rate: int | None = None,
+        marking: Marking | None = None,
+        title: str | None = None,
+    ) -> None:
         import av
 
+        self.file, self.marking, self.title = file, marking, title or file.name
+        self._report: dict[str, Any] | None = None
         self.fps, self.sample_rate, self.num_frames = _as_fraction(fps), sample_rate, 0
         timescale = str(_timescale(self.fps, sample_rate))
         options = {"movflags": "+faststart", "movie_timescale": timescale}
@@ -135,6 +169,8 @@ class Encoder:
         """Encode one frame, uint8 (height, width, 3)."""
         if self._picture is None:
             self._picture = _add_picture(self._container, frame, self.fps)
+        if self.marking is not None:
+            frame = self.marking.frame(frame, self.num_frames)
         self._packets += self._picture.encode(_to_yuv(frame, self._picture))
         self.num_frames += 1
 
@@ -151,14 +187,20 @@ class Encoder:
             container.mux(packet)
         if sound is not None:
             num_samples = count_samples(self.num_frames, self.sample_rate, self.fps)
-            container.mux(sound.encode(_to_planar(fit_samples(audio, num_samples), sound)))
+            audio = fit_samples(audio, num_samples)
+            if self.marking is not None:
+                audio = self.marking.sound(audio, self.sample_rate)
+            container.mux(sound.encode(_to_planar(audio, sound)))
             container.mux(sound.encode())
+        self._report = report or {}
 
     def __enter__(self) -> Encoder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._container.close()
+        if kind is None and self._report is not None and self.marking is not None:
+            self.marking.sign(self.file, self._report, self.title)
 
 
 def count_samples(num_frames: int, sample_rate: int, fps: float | Fraction) -> int:

@@ -6,12 +6,15 @@ import threading
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .files import whole_or_nothing
 from .media import Encoder, check_target
+
+if TYPE_CHECKING:
+    from .provenance.marking import Marking
 
 WAITING = 2  # chunks of frames between the decoder and the encoder
 
@@ -19,18 +22,25 @@ WAITING = 2  # chunks of frames between the decoder and the encoder
 class Recording(AbstractContextManager):
     """An MP4 under way: a thread encodes chunks while the next one decodes.
 
-    Leave the context without `finish`, or by an exception, and there is no file.
+    Leave the context without `finish`, or by an exception, and there is no file. `marking` marks
+    and signs it; without it nothing does.
     """
 
     def __init__(
-        self, path: str | Path, fps: float, sample_rate: int | None = None, overwrite: bool = True
+        self,
+        path: str | Path,
+        fps: float,
+        sample_rate: int | None = None,
+        overwrite: bool = True,
+        marking: Marking | None = None,
     ) -> None:
         self.path = check_target(path, overwrite)
         self._chunks: Queue[np.ndarray | None] = Queue(WAITING)
         self._error: BaseException | None = None
         self._stack = ExitStack()
         unfinished = self._stack.enter_context(whole_or_nothing(self.path))
-        self._encoder = self._stack.enter_context(Encoder(unfinished, fps, sample_rate))
+        encoder = Encoder(unfinished, fps, sample_rate, marking, self.path.name)
+        self._encoder = self._stack.enter_context(encoder)
         self._thread = threading.Thread(target=self._work, name="kinema-encode", daemon=True)
         self._thread.start()
 

@@ -21,13 +21,15 @@ from .errors import Cancelled, KinemaError, UsageError
 from .files import reason_of
 from .fit import leaner
 from .guidance import Denoiser
-from .media import Video
+from .media import Video, check_target
 from .progress import Progress
+from .provenance.marking import marking
 from .recording import Recording
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .plan import Plan
+    from .provenance.marking import Provenance
     from .request import Request
 
 
@@ -154,15 +156,20 @@ class Session:
         path: str | Path,
         progress: Callable[[Progress], None] | None = None,
         overwrite: bool = True,
+        provenance: Provenance | None = None,
     ) -> Video:
         """`finish`, and write an MP4 whose frames are encoded while the next ones decode.
 
-        Raises `UsageError` for a path that cannot be written, before any work.
+        provenance: how the file says where it comes from; by default signed, and marked invisibly.
+        Raises `UsageError` for a path that cannot be written and a key that cannot sign, before any
+        work.
         """
         if self.request.output == "latents":
             raise UsageError('there are no frames to save: the request has output="latents"')
         plan = self.plan
-        with Recording(path, plan.fps, plan.sample_rate, overwrite) as recording:
+        path, size = check_target(path, overwrite), (plan.height, plan.width)
+        marks = marking(provenance, self.engine.origin(self.request), size, plan.fps)
+        with Recording(path, plan.fps, plan.sample_rate, overwrite, marks) as recording:
             video = self.finish(progress, recording.add)
             recording.finish(video.audio, video.report)
         return video

@@ -28,6 +28,14 @@ VOCABULARY = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def keys_of_the_tests(tmp_path_factory: pytest.TempPathFactory):
+    """Files are signed with an identity of the tests' own, not with the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture
 def checkpoint_folder(tmp_path: Path) -> Path:
     """A checkpoint folder with everything but weights: index, one config, vocabulary."""

@@ -48,7 +48,7 @@ class PretendSession:
     def save(self, file):
         file.write_text(self.request.prompt)
 
-    def record(self, path, progress, overwrite):
+    def record(self, path, progress, overwrite, provenance=None):
         engine, request = self.engine, self.request
         if engine.failure is not None:
             raise engine.failure
@@ -67,7 +67,7 @@ class PretendSession:
         frames = np.full((plan.num_frames, plan.height, plan.width, 3), 128, np.uint8)
         audio = np.zeros((count_samples(plan.num_frames, 16_000, plan.fps), 1), np.float32)
         video = Video(frames, plan.fps, audio, 16_000, report=report)
-        video.save(path, overwrite)
+        video.save(path, overwrite, provenance)
         return video
 
 

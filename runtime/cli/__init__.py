@@ -2,6 +2,7 @@
 
 from . import export as export
 from . import generate as generate
+from . import provenance as provenance
 from . import show as show
 from .app import app as app
 from .app import main as main

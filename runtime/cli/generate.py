@@ -10,9 +10,12 @@ import typer
 
 from ..errors import Cancelled, UsageError
 from ..fit import gb
+from ..provenance import keys
+from ..provenance.marking import Provenance
 from .app import Debug, Json, app
 from .console import print_json, progress, say, table
 from .options import Asked, asking
+from .provenance import MarkKey, SignChain, SignKey, read_mark_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +42,25 @@ def generate(
         bool,
         typer.Option("--keep-latents", help="Keep the finished run, to decode it again."),
     ] = False,
+    no_manifest: Annotated[
+        bool, typer.Option("--no-manifest", help="Write no signed statement of how it was made.")
+    ] = False,
+    no_invisible_mark: Annotated[
+        bool, typer.Option("--no-invisible-mark", help="Leave the marks in picture and sound out.")
+    ] = False,
+    visible_mark: Annotated[
+        bool, typer.Option("--visible-mark", help='Show a small moving mark: "AI generated".')
+    ] = False,
+    tell_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--tell-prompt",
+            help="Sign the prompt itself, not its hash; the file's comment tells it either way.",
+        ),
+    ] = False,
+    sign_key: SignKey = None,
+    sign_chain: SignChain = None,
+    mark_key: MarkKey = None,
     as_json: Json = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     debug: Debug = False,
@@ -58,7 +80,16 @@ def generate(
         if asked.prompt is not None:
             raise UsageError(f"--resume {resume} has its own prompt; leave {asked.prompt!r} out")
         announcement = f"going on with {resume}, model {asked.checkpoint.name}"
-    run = Run(path.with_suffix(".kinema"), save_every, keep_latents)
+    signs = bool(sign_key or sign_chain) or not no_manifest
+    provenance = Provenance(
+        manifest=not no_manifest,
+        invisible=not no_invisible_mark,
+        visible=visible_mark,
+        tell_prompt=tell_prompt,
+        identity=keys.opened(sign_key, sign_chain) if signs else None,
+        mark_key=read_mark_key(mark_key),
+    ).ready()
+    run = Run(path.with_suffix(".kinema"), save_every, keep_latents, provenance)
     with progress(announcement) as show:
         engine = asked.load()
         session = engine.session(request) if resume is None else engine.resume(resume)
@@ -99,8 +130,15 @@ def plan(asked: Asked, as_json: Json = False, debug: Debug = False) -> None:
 class Run:
     """A session that is saved to `file` as it goes, every so many steps."""
 
-    def __init__(self, file: Path, save_every: int | None, keep: bool) -> None:
+    def __init__(
+        self,
+        file: Path,
+        save_every: int | None,
+        keep: bool,
+        provenance: Provenance | None = None,
+    ) -> None:
         self.file, self.save_every, self.keep = file, save_every, keep
+        self.provenance = provenance
         self.saved = False
 
     def record(
@@ -115,7 +153,7 @@ class Run:
                 self.saved = True
 
         try:
-            return session.record(path, follow, overwrite)
+            return session.record(path, follow, overwrite, self.provenance)
         except KeyboardInterrupt:
             if not self.saved:
                 raise

@@ -47,8 +47,10 @@ def info(
 ) -> None:
     """Say what a finished file says about itself."""
     from ..media import read_info
+    from ..provenance.verify import verify
 
     found = read_info(file)
+    found["provenance"] = verify(file).as_dict()
     if as_json:
         return print_json(found)
     for section, value in found.items():
