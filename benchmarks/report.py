@@ -1,4 +1,4 @@
-"""Tables of the README, made from the committed rows: `python -m kinema.benchmarks.report`."""
+"""Tables of README and docs, made from the committed rows: `python -m kinema.benchmarks.report`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any
 from .measure import RESULTS
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/provenance.md")
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Rewrite every marked table of README.md."""
+    """Rewrite every marked table of `PAGES`."""
     parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.report")
     parser.add_argument("--check", action="store_true", help="fail if a table is out of date")
     options = parser.parse_args(arguments)
-    readme = ROOT / "README.md"
-    before = readme.read_text()
-    after = with_tables(before)
-    if options.check and after != before:
-        raise SystemExit("README.md is out of date: python -m kinema.benchmarks.report")
-    readme.write_text(after)
+    for page in PAGES:
+        before = (ROOT / page).read_text()
+        after = with_tables(before)
+        if options.check and after != before:
+            raise SystemExit(f"{page} is out of date: python -m kinema.benchmarks.report")
+        (ROOT / page).write_text(after)
 
 
 def with_tables(text: str) -> str:
@@ -100,6 +101,35 @@ def executors(results: dict[str, Any]) -> str:
     )
 
 
+def marks(results: dict[str, Any]) -> str:
+    """Channel bits of the picture's mark that are read after each attack, by clip."""
+    clips = {name: row for name, row in results["rows"].items() if "attacks" in row}
+    kinds = list(dict.fromkeys(name.rpartition(" ")[0] for name in clips))
+    lines = [f"| after | {' | '.join(kinds)} | mean | payloads |", "|---" * (len(kinds) + 3) + "|"]
+    for attack in next(iter(clips.values()))["attacks"]:
+        of_kind = {
+            kind: [
+                row["attacks"][attack]
+                for name, row in clips.items()
+                if name.rpartition(" ")[0] == kind
+            ]
+            for kind in kinds
+        }
+        every = [answer for answers in of_kind.values() for answer in answers]
+        means = [_mean_bits(answers) for answers in (*of_kind.values(), every)]
+        whole = f"{sum(answer['read'] for answer in every)} of {len(every)}"
+        lines.append(f"| {attack} | {' | '.join(means)} | {whole} |")
+    quality = min(row["psnr_db"] for row in clips.values())
+    return "\n".join(lines) + (
+        f"\n\nPer cent of 96 channel bits; {len(clips)} clips, 1280x720, four seconds, marked at"
+        f" {quality:.1f} dB or better; {_where(results['provenance'])}."
+    )
+
+
+def _mean_bits(answers: list[dict[str, Any]]) -> str:
+    return f"{100 * sum(answer['bits'] for answer in answers) / len(answers):.1f}"
+
+
 def evaluate(results: dict[str, Any]) -> str:
     """Rates of the embedded model on held-out prompts, in one row; and its sound."""
     table, sound = results["table"], results["table"]["sound"]
@@ -121,6 +151,7 @@ TABLES = {
     "step_cpu": step_cpu,
     "executors": executors,
     "evaluate": evaluate,
+    "marks": marks,
 }
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import pytest
+
 from kinema.benchmarks import report
 from kinema.benchmarks.measure import interleave, median_ratio, summary
 
 ROOT = Path(report.__file__).parent.parent
 
 
-def test_the_readme_shows_the_committed_rows():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", report.PAGES)
+def test_pages_show_the_committed_rows(page):
+    text = (ROOT / page).read_text()
     assert report.with_tables(text) == text
 
 
