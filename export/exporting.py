@@ -84,7 +84,7 @@ def export(
     options = as_options(
         to, dtype=dtype, shapes=shapes, arch=arch, opset=opset, calibration=calibration
     )
-    checkpoint, target = open_checkpoint(source, base), Path(output)
+    checkpoint, target = open_checkpoint(source, base), Path(output).expanduser()
     if to == "triton-server":
         given = _given(source=source, base=base, dtype=dtype and options.dtype)
         return _serve(checkpoint, target, given, components, overwrite)
@@ -92,7 +92,7 @@ def export(
     writer = _writer(checkpoint, options)
     _check_target(target, overwrite)
     _check_disk(checkpoint, wanted, target, options, writer.copies)
-    with _whole_folder(target) as folder:
+    with _whole_folder(target, overwrite) as folder:
         manifest = Manifest(
             to=to,
             dtype=options.dtype,
@@ -182,7 +182,7 @@ def _serve(
     if components is not None:
         raise UsageError("components are for graphs; triton-server serves the whole model")
     _check_target(target, overwrite)
-    with _whole_folder(target) as folder:
+    with _whole_folder(target, overwrite) as folder:
         write(folder, checkpoint.name, given)
         manifest = Manifest(
             to="triton-server",
@@ -211,6 +211,8 @@ def _components(checkpoint: Checkpoint, asked: Sequence[str] | None) -> list[str
     there = [name for name in COMPONENTS if name in checkpoint.components]
     if asked is None:
         return there
+    if not asked:
+        raise UsageError(f"no component is given to export; {', '.join(there)} work")
     if unknown := [name for name in asked if name not in there]:
         raise UsageError(
             f"{checkpoint.name!r} has no component {unknown[0]!r} to export; {', '.join(there)}"
@@ -245,20 +247,33 @@ def _check_disk(
 
 
 @contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, renamed to it at the end, removed if the body fails."""
-    unfinished = beside(target.absolute())
+def _whole_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `target`, renamed to it at the end, removed if the body fails.
+
+    What a link leads to is replaced, not the link.
+    """
+    place = target.resolve()
+    unfinished = beside(place)
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        if target.exists():
-            old = beside(target.absolute())
-            target.rename(old)
-            unfinished.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            unfinished.rename(target)
+        _check_target(target, overwrite)  # again: others may have written there meanwhile
+        _replace(place, unfinished)
     except OSError as error:
         raise KinemaError(f"cannot write {target}: {reason_of(error)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace(place: Path, folder: Path) -> None:
+    if not place.exists():
+        folder.rename(place)
+        return
+    old = beside(place)
+    place.rename(old)
+    try:
+        folder.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -8,8 +8,11 @@ timing cache with it) shares all but a few lines and has not run.
 from __future__ import annotations
 
 import ast
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +128,8 @@ def _serialized(
 ) -> Any:
     """The engine's bytes, or None; raises what progress raised."""
     monitor = config.progress_monitor = _monitor(trt, progress)
-    plan = builder.build_serialized_network(network, config)
+    with signals_kept(monitor.stop):
+        plan = builder.build_serialized_network(network, config)
     if monitor.raised:
         raise monitor.raised
     if plan is not None and progress:
@@ -332,13 +336,41 @@ class Phases:
         self.open.pop(name)
 
 
+@contextmanager
+def signals_kept(stop: Callable[[], None]) -> Iterator[None]:
+    """A signal inside calls `stop` at once and its own handler after: what that raises in a
+    callback, TensorRT drops."""
+    kept: list[tuple[int, Any]] = []
+
+    def keep(number: int, frame: Any) -> None:
+        kept.append((number, frame))
+        stop()
+
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other may have handlers
+        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: handler for number, handler in known.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, keep)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number, frame in kept[:1]:
+        handlers[number](number, frame)
+
+
 def _monitor(trt: Any, progress: Callable[[float], None] | None) -> Any:
     """Tells progress; what that raises is kept in `raised`, for it may not cross TensorRT."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.phases, self.raised = Phases(), None
+            self.phases, self.raised, self.stopped = Phases(), None, False
+
+        def stop(self) -> None:
+            self.stopped = True
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases.start(name, parent, steps)
@@ -350,7 +382,7 @@ def _monitor(trt: Any, progress: Callable[[float], None] | None) -> Any:
                     progress(done)
             except BaseException as error:
                 self.raised = error
-            return self.raised is None
+            return self.raised is None and not self.stopped
 
         def phase_finish(self, name: str) -> None:
             self.phases.finish(name)

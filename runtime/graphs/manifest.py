@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FILE = "kinema.json"
 FORMAT = 1
+DTYPES = ("float32", "float16", "bfloat16", "int64")
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,30 @@ def _manifest(folder: Path) -> Manifest:
             )
         graphs = {name: GraphEntry.from_dict(g) for name, g in values.pop("graphs").items()}
         known = {f.name for f in fields(Manifest)}
-        return Manifest(graphs=graphs, **{k: v for k, v in values.items() if k in known})
+        manifest = Manifest(graphs=graphs, **{k: v for k, v in values.items() if k in known})
+        _check(manifest)
+        return manifest
     except (TypeError, KeyError, AttributeError) as error:
         raise KinemaError(f"{folder / FILE} is damaged ({error}); export again") from None
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise `TypeError` or `KeyError` for what no export writes."""
+    _ = manifest.model["name"], manifest.model["weights"]
+    entries = manifest.graphs.values()
+    ports = (port for entry in entries for port in (*entry.inputs, *entry.outputs))
+    if manifest.graphs:
+        for dtype in (manifest.dtype, *(port.dtype for port in ports)):
+            if dtype not in DTYPES:
+                raise TypeError(f"{dtype!r} is no dtype of graphs")
+    for name, entry in manifest.graphs.items():
+        _check_entry(name, entry)
+
+
+def _check_entry(name: str, entry: GraphEntry) -> None:
+    """Raise `TypeError` for an entry of another name, without files, or with some elsewhere."""
+    if entry.name != name or not entry.files:
+        raise TypeError(f"{name} is {entry.name}, of {len(entry.files)} files")
+    for file in entry.files:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise TypeError(f"{file!r} is not in the folder")

@@ -27,6 +27,7 @@ class OnnxRunner:
 
     def __init__(self, file: Path, entry: GraphEntry, device: torch.device) -> None:
         self.entry, self.device = entry, device
+        _check_types(entry, device)
         self.session = _open(file, device)
         self.binding = self.session.io_binding()
         self.bound: dict[str, tuple[int, torch.Size]] = {}
@@ -56,6 +57,15 @@ class OnnxRunner:
     def _where(self, x: Tensor) -> tuple[str, int, int, tuple[int, ...], int]:
         element = ELEMENTS[str(x.dtype).removeprefix("torch.")]
         return self.device.type, self.device.index or 0, element, tuple(x.shape), x.data_ptr()
+
+
+def _check_types(entry: GraphEntry, device: torch.device) -> None:
+    dtypes = {port.dtype for port in entry.inputs + entry.outputs}
+    if device.type == "cpu" and "bfloat16" in dtypes:
+        raise KinemaError(
+            f"{entry.name} is in bfloat16, which onnxruntime lacks on a CPU; export in fp32 or fp16"
+            " to run it here"
+        )
 
 
 def _open(file: Path, device: torch.device) -> Any:

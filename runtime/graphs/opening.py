@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import KinemaError, UsageError
 from ..vaes.streaming import StreamedVAE
 from . import manifest
 from .manifest import Engines
@@ -53,10 +56,13 @@ class Graphs:
         return graph in self.engines.manifest.graphs
 
     def runner(self, graph: str) -> Runner:
-        """A graph, opened."""
+        """A graph, opened; any thread may call it."""
         module, name = RUNNERS[self.executor].split(":")
         kind = getattr(import_module(f".{module}", __package__), name)
-        return kind(self.engines.path(graph), self.engines.manifest.graphs[graph], self.device)
+        if not self.has(graph):
+            raise KinemaError(f"{self.engines.folder} has no {graph}, so it is no whole export")
+        entry = self.engines.manifest.graphs[graph]
+        return in_turn(kind(self.engines.path(graph), entry, self.device))
 
     def transformer(self, name: str, config: Any) -> TransformerGraphs:
         """A transformer of the two graphs that it was exported as."""
@@ -80,6 +86,17 @@ class Graphs:
         return coding.first, coding.next
 
 
+def in_turn(runner: Runner) -> Runner:
+    """One call at a time: what a runner has bound is that of the call under way."""
+    turn = Lock()
+
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with turn:
+            return runner(inputs)
+
+    return run
+
+
 def open_graphs(
     folder: str | Path,
     executor: str | None,
@@ -93,6 +110,11 @@ def open_graphs(
     damaged one.
     """
     graphs = Graphs(manifest.read(folder, executor, checkpoint), device)
+    if graphs.executor not in RUNNERS:
+        raise UsageError(
+            f"{folder} is for {graphs.executor!r}, which this version does not run;"
+            f" {', '.join(RUNNERS)} work"
+        )
     if dtype not in (None, graphs.dtype):
         raise UsageError(
             f"{folder} was exported in {graphs.engines.manifest.dtype}; leave dtype out, or export"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import kinema
 from kinema.export import exporting, verify
 from kinema.export.options import as_options
 from kinema.runtime.cli import run
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.graphs.manifest import FILE
+from kinema.runtime.graphs.manifest import FILE, read
 
 pytest.importorskip("onnx")
+OnnxRunner = pytest.importorskip("kinema.runtime.graphs.onnx").OnnxRunner
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +195,80 @@ def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "import_module", without)
     with pytest.raises(KinemaError, match=r"onnxscript: pip install 'kinema\[export\]'"):
         kinema.export(None, "onnx", tmp_path / "engines")
+
+
+def test_what_a_link_leads_to_is_replaced(copied, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(copied)
+    (copied / "text_encoder" / "old").touch()
+    kinema.export(None, "onnx", link, components=["text_encoder"], overwrite=True)
+    assert link.is_symlink()
+    assert not (copied / "text_encoder" / "old").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engines", "link"]
+
+
+def test_files_that_came_meanwhile_are_left_alone(tmp_path):
+    target = tmp_path / "engines"
+
+    def write(_):
+        target.mkdir(exist_ok=True)
+        (target / "thesis.tex").touch()
+
+    with pytest.raises(UsageError, match="a folder of its own"):
+        kinema.export(None, "onnx", target, components=["text_encoder"], progress=write)
+    assert [path.name for path in tmp_path.rglob("*")] == ["engines", "thesis.tex"]
+
+
+def test_no_component_at_all_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="text_encoder, transformer, vae work"):
+        kinema.export(None, "onnx", tmp_path / "engines", components=[])
+
+
+@pytest.mark.parametrize("elsewhere", ["../secret", "/etc/passwd"])
+def test_a_manifest_with_files_elsewhere_is_damaged(copied, elsewhere):
+    manifest = json.loads((copied / FILE).read_text())
+    manifest["graphs"]["text_encoder"]["files"] = {elsewhere: "0" * 64}
+    (copied / FILE).write_text(json.dumps(manifest))
+    with pytest.raises(KinemaError, match="is not in the folder"):
+        kinema.load("embedded", "cpu", engines=copied)
+
+
+def _without_weights(manifest: dict) -> None:
+    del manifest["model"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda manifest: manifest.update(dtype="float33"), "float33"),
+        (lambda manifest: manifest.update(to="zip"), "zip"),
+        (lambda manifest: manifest["graphs"]["text_encoder"].update(name="vae"), "is vae"),
+        (lambda manifest: manifest["graphs"]["text_encoder"].update(files={}), "of 0 files"),
+        (_without_weights, "weights"),
+    ],
+)
+def test_a_manifest_that_no_export_wrote_is_refused(copied, change, told):
+    manifest = json.loads((copied / FILE).read_text())
+    change(manifest)
+    (copied / FILE).write_text(json.dumps(manifest))
+    with pytest.raises(KinemaError, match=told):
+        kinema.load("embedded", "cpu", engines=copied)
+
+
+def test_threads_take_turns_at_a_graph(written):
+    """Each gets the answer to its own question, whatever the others ask of the same graph."""
+    run = kinema.load("embedded", "cpu", engines=written).text_encoder.graph
+    rows = [torch.randint(1, 100, (1, 3 + i % 5)) for i in range(40)]
+    given = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+    wanted = [run(inputs)["embeds"] for inputs in given]
+    with ThreadPoolExecutor(8) as pool:
+        found = [made["embeds"] for made in pool.map(run, given * 5)]
+    assert all(map(torch.equal, found, wanted * 5))
+
+
+def test_graphs_in_bf16_are_refused_on_a_cpu(written):
+    graph = read(written, "onnx").manifest.graphs["text_encoder"]
+    (made,) = graph.outputs
+    graph = replace(graph, outputs=(replace(made, dtype="bfloat16"),))
+    with pytest.raises(KinemaError, match="export in fp32 or fp16"):
+        OnnxRunner(written / graph.file, graph, torch.device("cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,16 @@ def test_what_progress_raises_stops_the_build(tmp_path, error):
     with pytest.raises(type(error)):
         build(file, progress=stop)
     assert [f.name for f in file.parent.iterdir()] == [file.name]
+
+
+def test_a_signal_waits_for_tensorrt_to_return():
+    """It drops what a callback raises: a handler may raise only after."""
+    seen = []
+    with pytest.raises(KeyboardInterrupt), building.signals_kept(lambda: seen.append("stop")):
+        signal.raise_signal(signal.SIGINT)
+        seen.append("returned")
+    assert seen == ["stop", "returned"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_failed_build_says_tensorrts_reason(tmp_path, monkeypatch):
