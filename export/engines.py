@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir
 
 from ..runtime.cost import shapes_of
+from ..runtime.files import cache_folder
 from ..runtime.graphs.tensorrt import find, flavour_of
 from ..runtime.hashes import file_hash
 from ..runtime.plan import resolve
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .options import Options
 
 FILE = "model.engine"
+COMPARED = "compared with PyTorch as ONNX, before engines were built of it"
 IN_HALF = "attention to pictures runs in fp16 between bf16: TensorRT-RTX cannot fuse it otherwise"
 MOST_TOKENS = 512  # of a text
 REFERENCES = 4  # pictures of how things look, a latent frame each, before a clip
@@ -76,12 +78,14 @@ class TensorRTWriter:
                 target,
                 self.options.arch,
                 list(_different(profiles)),
+                timing_cache=timings_file(),
                 progress=lambda part: told(f"building, {part:.0%}"),
             )
         finally:
             shutil.rmtree(room)
         return replace(
             entry,
+            notes=(*entry.notes, COMPARED),
             files={f"{graph.name}/{FILE}": file_hash(target)},
             bytes=target.stat().st_size,
             built={**entry.built, **asdict(built)},
@@ -90,6 +94,12 @@ class TensorRTWriter:
     def versions(self) -> dict[str, str]:
         """Of all that had a part in it."""
         return {**self.onnx.versions(), self.flavour: self.trt.__version__}
+
+
+def timings_file() -> Path:
+    """Where TensorRT keeps what it timed; TensorRT-RTX times nothing."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return cache_folder() / "tensorrt.timings"
 
 
 def part_sums_of_attention(file: Path) -> bool:

@@ -69,7 +69,7 @@ def load(
     executor: what runs the transformer: "packed" on a CPU that can, else "eager"; or "compiled";
         or, with `engines`, "onnx", "tensorrt" or "aoti".
     engines: a folder that `kinema export` wrote of this checkpoint; components that are there run
-        as they were exported, the others in PyTorch.
+        as they were exported, the others in PyTorch (`backends` are theirs alone).
     offload: where weights are while they do not work: "none" on the device, "model" on the host,
         one component at a time on the device, "block" the same, and of a transformer two blocks;
         left out, the first of these with which a request fits, and from then on no other before it.
@@ -293,10 +293,10 @@ class Engine:
         if self.graphs is not None and self.graphs.has(name):
             config = registry.config_of(self.checkpoint, name)
             return self.graphs.transformer(name, config)
-        model = self._open(name, self.dtype)
+        model, executor = self._open(name, self.dtype), self.executor
         if self.graphs is not None:
-            return model
-        executors.apply(self.executor, model)
+            executor = executors.choose(None, self.device)
+        executors.apply(executor, model)
         return model
 
     def use(self, name: str) -> Any:
@@ -405,7 +405,9 @@ class Engine:
     @cached_property
     def projection(self) -> Projection:
         """Latents to RGB, for previews."""
-        return projection_of(self.checkpoint.component("vae"), self.use("vae"))
+        fixed = self.graphs is not None and self.graphs.executor == "tensorrt"
+        vae = self._open("vae", torch.float32) if fixed else self.use("vae")  # of one size alone
+        return projection_of(self.checkpoint.component("vae"), vae)
 
     @cached_property
     def image_encoder(self) -> ImageEncoder:

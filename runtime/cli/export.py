@@ -81,7 +81,8 @@ def export(
             say(note)
     if manifest.graphs:
         print(table([_row(entry) for entry in manifest.graphs.values()]))
-    print(f"{output}: {manifest.to} of {manifest.model['name']} in {manifest.dtype}")
+    dtype = manifest.options.get("quantize") or manifest.dtype
+    print(f"{output}: {manifest.to} of {manifest.model['name']} in {dtype}")
 
 
 def _row(entry: GraphEntry) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ class Graphs:
             "graphs": list(manifest.graphs),
             "to": manifest.to,
             "dtype": manifest.dtype,
+            "quantize": manifest.options.get("quantize"),
             "versions": dict(manifest.versions),
         }
 

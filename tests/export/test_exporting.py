@@ -233,6 +233,13 @@ def test_a_manifest_with_files_elsewhere_is_damaged(copied, elsewhere):
         kinema.load("embedded", "cpu", engines=copied)
 
 
+def test_a_report_says_what_was_quantized(copied):
+    manifest = json.loads((copied / FILE).read_text())
+    manifest["options"]["quantize"] = "int8"
+    (copied / FILE).write_text(json.dumps(manifest))
+    assert kinema.load("embedded", "cpu", engines=copied).graphs.told()["quantize"] == "int8"
+
+
 def _without_weights(manifest: dict) -> None:
     del manifest["model"]["weights"]
 
