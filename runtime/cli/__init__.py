@@ -7,3 +7,4 @@ from . import show as show
 from .app import app as app
 from .app import main as main
 from .app import run as run
+from . import serve as serve

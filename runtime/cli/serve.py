@@ -1,0 +1,147 @@
+"""`kinema serve`: the Videos API on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import KinemaError, UsageError
+from ..files import reason_of
+from .app import Debug, app
+from .console import say
+
+HOST, PORT, DATA = "127.0.0.1", 8000, "kinema-data"
+STOP_SECONDS = 10  # that answers under way may still take after SIGTERM
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SOURCE", help="A model; may be repeated, the first is sora-2."),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODEL", help="Another name of a model; may be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Any but this machine's own needs keys.")] = HOST,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens.")] = PORT,
+    data: Annotated[str, typer.Option(metavar="DIR", help="Where videos are kept.")] = DATA,
+    database_url: Annotated[
+        str | None, typer.Option(help="As SQLAlchemy has it; SQLite in --data if not given.")
+    ] = None,
+    api_key_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Who may ask: a key a line.")
+    ] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Videos that take turns.")] = 4,
+    keep: Annotated[
+        float | None, typer.Option(metavar="HOURS", help="Delete videos so long after their end.")
+    ] = None,
+    quota: Annotated[
+        float | None, typer.Option(metavar="GB", help="What videos may take on the disk.")
+    ] = None,
+    save_every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How much work a kill may cost.")
+    ] = 5.0,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Fetch from, and call, private addresses too."),
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve the Videos API: the official client works with base_url=http://HOST:PORT/v1."""
+    if api_key_file is None and not _is_own(host):
+        raise UsageError(
+            f"--host {host} can be reached from elsewhere: --api-key-file is needed, or {HOST}"
+        )
+    sources = _pairs("--model", model, "NAME=SOURCE")
+    try:
+        from ..serve.settings import Settings
+    except ImportError as error:
+        raise _missing(error) from None
+    settings = Settings(
+        data=Path(data).expanduser(),
+        database_url=database_url,
+        key_file=None if api_key_file is None else Path(api_key_file).expanduser(),
+        aliases=_pairs("--alias", alias, "NAME=MODEL"),
+        at_once=at_once,
+        save_seconds=save_every,
+        keep_seconds=None if keep is None else int(keep * 3600),
+        quota_bytes=None if quota is None else int(quota * 1e9),
+        allow_private=allow_private,
+    )
+    _run(sources, settings, host, port, device, dtype)
+
+
+def _run(sources, settings, host: str, port: int, device: str | None, dtype: str | None) -> None:
+    try:
+        import uvicorn
+
+        from ..serve.app import create_app
+        from ..serve.logs import log_to_stderr
+    except ImportError as error:
+        raise _missing(error) from None
+    import kinema
+
+    listening = _bind(host, port)  # a port that is taken is told before models are opened
+    engines = {
+        name: kinema.load(source, device=device, dtype=dtype)
+        for name, source in (sources or {"embedded": None}).items()
+    }
+    log_to_stderr()
+    application = create_app(engines, settings)
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    place = f"[{host}]" if ":" in host else host
+    say(f"serving {', '.join(engines)} on http://{place}:{listening.getsockname()[1]}/v1")
+    with suppress(KeyboardInterrupt):  # uvicorn has shut down by then, and says it again
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that does not listen yet. Raises `KinemaError` for a port that is taken."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise KinemaError(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
+    return bound
+
+
+def _pairs(option: str, values: list[str] | None, form: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values or ():
+        name, sign, rest = value.partition("=")
+        if not (name and sign and rest):
+            raise UsageError(f"{option} is {value!r}; {form} is expected")
+        if name in pairs:
+            raise UsageError(f"{option} names {name!r} twice")
+        pairs[name] = rest
+    return pairs
+
+
+def _is_own(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _missing(error: ImportError) -> Exception:
+    if (error.name or "kinema").startswith("kinema"):
+        return error
+    return UsageError(f"serving needs {error.name}: pip install 'kinema[serve]'")

@@ -1,0 +1,272 @@
+"""What works on accepted videos: it starts as many as may run, follows them, and sets them down.
+
+The database says which there are; after a kill those that were running go on from what they saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+
+from ..errors import Cancelled, KinemaError, UsageError
+from ..scheduler import StepScheduler
+from .making import RUN, Making, Paused
+from .orders import Order
+from .tables import now
+from .videos import COMPLETED, FAILED, IN_PROGRESS, PENDING, QUEUED, Video
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..job import Job
+    from .server import Server
+
+log = logging.getLogger("kinema.serve")
+WATCHED_SECONDS = 3.0  # how long a preview is made for someone who has not asked again
+
+
+class Bench:
+    """What a `StepScheduler` asks of an engine, for work that brings its own session."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.device = engine.device
+
+    def session(self, making: Making) -> Making:
+        return making
+
+
+@dataclass(eq=False)
+class Live:
+    """A video that is being made in this process."""
+
+    id: str
+    owner: str
+    expected: float
+    started: float = field(default_factory=time.monotonic)
+    making: Making | None = None
+    job: Job | None = None
+    progress: int = 0
+    events: list[dict[str, Any]] = field(default_factory=list)
+    preview: tuple[int, dict[str, Any]] = (0, {})  # and how many there were
+    watched_at: float = -WATCHED_SECONDS
+
+    def tell(self, kind: str, values: dict[str, Any]) -> None:
+        """Note an event; of previews the last one is kept."""
+        if kind == "preview":
+            self.preview = (self.preview[0] + 1, values)
+            return
+        self.progress = max(self.progress, values["progress"])
+        self.events.append(values)
+
+    def watch(self) -> None:
+        """Someone looks on."""
+        self.watched_at = time.monotonic()
+
+    def watched(self) -> bool:
+        return time.monotonic() - self.watched_at < WATCHED_SECONDS
+
+    @property
+    def seconds_left(self) -> float:
+        """As planned until there is something to measure."""
+        spent = time.monotonic() - self.started
+        if self.progress < 5:
+            return max(0.5, self.expected - spent)
+        return spent * (100 - self.progress) / self.progress
+
+
+class Runs:
+    """The videos at work, at most `at_once` of them and `max_running` of one owner."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.schedulers: Mapping[str, StepScheduler] = {
+            name: StepScheduler(Bench(engine), max_batch=engine.scheduler.max_batch)
+            for name, engine in server.engines.items()
+        }
+        self.live: dict[str, Live] = {}
+        self._lock, self._changed = threading.RLock(), threading.Condition()
+        self._ended: list[Live] = []
+        self._woken, self.stopping = False, False
+        self._thread = threading.Thread(target=self._run, name="kinema-runs", daemon=True)
+
+    def start(self) -> None:
+        """Take up what was accepted, in the order of its coming."""
+        with self.server.store.session() as session:
+            for video in session.scalars(select(Video).where(Video.status == IN_PROGRESS)):
+                video.status = QUEUED  # its saved run is in its folder
+        self._thread.start()
+        self.wake()
+
+    def wake(self) -> None:
+        """Look for what can be started."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
+
+    def cancel(self, id: str) -> None:
+        """Stop a video before its next step."""
+        with self._lock:
+            live = self.live.get(id)
+            if live is not None and live.job is not None:
+                live.job.cancel()
+
+    def stop(self, timeout: float = 60.0) -> None:
+        """Save what is running and start nothing more; returns when it is saved."""
+        with self._lock:
+            self.stopping = True
+            running = list(self.live.values())
+            for live in running:
+                if live.making is not None:
+                    live.making.stopping = True
+        until = time.monotonic() + timeout
+        for live in running:
+            while live.job is not None and not live.job.done() and time.monotonic() < until:
+                time.sleep(0.02)
+        for scheduler in self.schedulers.values():
+            scheduler.close()
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    # ---- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._woken, timeout=5.0)
+                self._woken, ended = False, self._ended
+                self._ended = []
+            for live in ended:
+                self._safely(lambda live=live: self._end(live))
+            if self.stopping and not self.live:
+                return
+            if not self.stopping:
+                self._safely(self._fill)
+
+    def _safely(self, work: Callable[[], None]) -> None:
+        """A database that fails now may work later; whoever waits is looked at again."""
+        try:
+            work()
+        except Exception:
+            log.exception("work on accepted videos failed")
+
+    def _fill(self) -> None:
+        """Start those that may run, the first that came first."""
+        with self.server.store.session() as session:
+            query = select(Video).where(Video.status == QUEUED).order_by(Video.number)
+            queued = list(session.scalars(query))
+        for video in queued:
+            if self._may_run(video.owner):
+                self._start(video)
+
+    def _may_run(self, owner: str) -> bool:
+        own = sum(live.owner == owner for live in self.live.values())
+        limits = self.server.settings.limits
+        return len(self.live) < self.server.settings.at_once and own < limits.max_running
+
+    def _start(self, video: Video) -> None:
+        server, live = self.server, Live(video.id, video.owner, video.expected)
+        with server.store.session() as session:
+            found = session.scalar(select(Video).where(Video.id == video.id))
+            if found is None or found.status != QUEUED:
+                return  # deleted or cancelled meanwhile
+            found.status = IN_PROGRESS
+        with self._lock:
+            self.live[video.id] = live
+        try:
+            name = server.resolve(video.model)
+            live.making = Making(
+                server.engines[name],
+                Order(**video.order),
+                server.folder(video.id),
+                server.settings.save_seconds,
+                live.tell,
+                live.watched,
+            )
+            live.job = self.schedulers[name].submit(live.making)
+            live.job.listen(lambda event: self._hear(live, event))
+        except Exception as error:
+            self._set_down(live, error)
+            return
+        with server.store.session() as session:  # a cancel or DELETE that came before the job did
+            status = session.scalar(select(Video.status).where(Video.id == video.id))
+        if status != IN_PROGRESS:
+            live.job.cancel()
+
+    def _hear(self, live: Live, event: Any) -> None:
+        if event is None:
+            with self._changed:
+                self._ended.append(live)
+                self._woken = True
+                self._changed.notify()
+
+    def _end(self, live: Live) -> None:
+        error = None
+        try:
+            live.job.result(0)
+        except BaseException as failure:
+            error = failure
+        self._set_down(live, error)
+
+    # ---- the outcome -----------------------------------------------------------------------------
+
+    def _set_down(self, live: Live, error: BaseException | None) -> None:
+        """Write what became of a video, and make room for another."""
+        try:
+            if not isinstance(error, Paused) and not (self.stopping and was_stopped(error)):
+                self._write(live, error)
+        finally:
+            with self._lock:
+                self.live.pop(live.id, None)
+            self.wake()
+
+    def _write(self, live: Live, error: BaseException | None) -> None:
+        server, folder = self.server, self.server.folder(live.id)
+        with server.store.session() as session:
+            video = session.scalar(select(Video).where(Video.id == live.id))
+            if video is not None and video.status in PENDING:
+                self._note(video, live, error)
+                kind = f"video.{video.status}"
+                server.webhooks.video_event(session, video.owner, kind, video.id)
+        if video is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif live.making is not None:
+            live.making.finish()
+        server.metrics.ended("deleted" if video is None else video.status, live.making)
+        server.webhooks.wake()
+
+    def _note(self, video: Video, live: Live, error: BaseException | None) -> None:
+        if error is not None:
+            video.status, video.error = FAILED, error_of(error)
+            level = logging.INFO if isinstance(error, KinemaError) else logging.ERROR
+            log.log(level, "video %s failed: %s", video.id, error, exc_info=error)
+            return
+        settings = self.server.settings
+        video.status, video.completed_at = COMPLETED, now()
+        if settings.keep_seconds is not None:
+            video.expires_at = video.completed_at + settings.keep_seconds
+        video.report = live.making.served
+        folder = self.server.folder(video.id)
+        video.bytes = sum(file.stat().st_size for file in folder.iterdir() if file.suffix != RUN)
+
+
+def was_stopped(error: BaseException | None) -> bool:
+    """Whether it ended because it was asked to."""
+    return isinstance(error, Cancelled)
+
+
+def error_of(error: BaseException) -> dict[str, Any]:
+    """A failed video's error, without what is inside for one that was not expected."""
+    if isinstance(error, Cancelled):
+        return {"code": "cancelled", "message": "the video was cancelled"}
+    if isinstance(error, UsageError):
+        return {"code": "invalid_request", "message": str(error)}
+    if isinstance(error, KinemaError):
+        return {"code": "generation_failed", "message": str(error)}
+    return {"code": "internal_error", "message": f"unexpected {type(error).__name__}"}

@@ -1,0 +1,48 @@
+"""How a server is set up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .limits import Limits
+
+# What code for the hosted API asks for; they open the first model unless an alias says otherwise.
+HOSTED = (
+    "sora-2",
+    "sora-2-pro",
+    "sora-2-2025-10-06",
+    "sora-2-2025-12-08",
+    "sora-2-pro-2025-10-06",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where a server keeps its videos, and what it allows.
+
+    data: the folder of videos, and of the database unless `database_url` names one. key_file: who
+    may ask; without one everybody may. at_once: videos that take turns; the others wait.
+    save_seconds: how much work of a running video a kill may cost. keep_seconds: how long finished
+    ones stay; None for ever. quota_bytes: what all of them may take; when it is used up, and when
+    less than `free_bytes` of the disk are left, new ones are refused. allow_private: let webhooks
+    and pictures be at private addresses.
+    """
+
+    data: Path
+    database_url: str | None = None
+    key_file: Path | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    at_once: int = 4
+    save_seconds: float = 5.0
+    keep_seconds: int | None = None
+    quota_bytes: int | None = None
+    free_bytes: int = 64 << 20
+    allow_private: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def url(self) -> str:
+        """The database's."""
+        return self.database_url or f"sqlite:///{self.data / 'kinema.db'}"

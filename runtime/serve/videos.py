@@ -1,0 +1,109 @@
+"""Videos as the database keeps them, and as clients see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, func, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from .errors import APIError
+from .tables import Base
+
+QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
+PENDING = (QUEUED, IN_PROGRESS)
+MAX_PAGE = 100
+PAGE = 20
+
+
+class Video(Base):
+    """One that was accepted. `number` counts them in the order of their coming.
+
+    `order` is what to make (`orders.Order`), `report` what was done.
+    """
+
+    __tablename__ = "videos"
+    __table_args__ = (
+        Index("videos_by_owner", "owner", "number"),
+        Index("videos_by_status", "status", "number"),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    status: Mapped[str] = mapped_column(String(16), default=QUEUED)
+    model: Mapped[str] = mapped_column(String(200))
+    prompt: Mapped[str] = mapped_column(Text)
+    seconds: Mapped[str] = mapped_column(String(32))
+    size: Mapped[str] = mapped_column(String(32))
+    order: Mapped[dict[str, Any]] = mapped_column(JSON)
+    expected: Mapped[float] = mapped_column(Float, default=0.0)  # seconds of work, as planned
+    created_at: Mapped[int]
+    completed_at: Mapped[int | None]
+    expires_at: Mapped[int | None]
+    remixed_from: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)  # on the disk, once it is completed
+
+
+def as_object(video: Video, progress: int = 0) -> dict[str, Any]:
+    """What clients see; `progress` is that of one under way. `kinema` holds what they did not ask
+    for by name: seed, steps, and how the model's own size and length were made to fit."""
+    made = {COMPLETED: 100, IN_PROGRESS: progress}.get(video.status, 0)
+    extra = {"seed": video.order["seed"], **(video.report or {})}
+    return {
+        "id": video.id,
+        "object": "video",
+        "model": video.model,
+        "status": video.status,
+        "progress": made,
+        "created_at": video.created_at,
+        "completed_at": video.completed_at,
+        "expires_at": video.expires_at,
+        "prompt": video.prompt,
+        "size": video.size,
+        "seconds": video.seconds,
+        "remixed_from_video_id": video.remixed_from,
+        "error": video.error,
+        "kinema": extra,
+    }
+
+
+def find(session: Session, owner: str, id: str) -> Video:
+    """One of the owner's. Raises `APIError` 404 for another's as for none."""
+    video = session.scalar(select(Video).where(Video.id == id, Video.owner == owner))
+    if video is None:
+        raise APIError(404, f"there is no video {id[:80]!r}", param="video_id", code="not_found")
+    return video
+
+
+def page(
+    session: Session, owner: str, after: str | None, limit: int, newest_first: bool
+) -> tuple[list[Video], bool]:
+    """At most `limit` of the owner's, those that follow `after`, and whether there are more."""
+    query = select(Video).where(Video.owner == owner)
+    if after is not None:
+        number = find(session, owner, after).number
+        query = query.where(Video.number < number if newest_first else Video.number > number)
+    query = query.order_by(Video.number.desc() if newest_first else Video.number)
+    found = list(session.scalars(query.limit(limit + 1)))
+    return found[:limit], len(found) > limit
+
+
+def waiting(session: Session, owner: str | None = None) -> int:
+    """How many are queued."""
+    query = select(func.count()).where(Video.status == QUEUED)
+    return session.scalar(query if owner is None else query.where(Video.owner == owner))
+
+
+def work_ahead(session: Session, number: int | None = None) -> float:
+    """Seconds of work, as planned, that is not done; of what came before a number."""
+    query = select(func.sum(Video.expected)).where(Video.status.in_(PENDING))
+    return session.scalar(query if number is None else query.where(Video.number < number)) or 0.0
+
+
+def bytes_kept(session: Session) -> int:
+    """What finished videos take."""
+    return session.scalar(select(func.coalesce(func.sum(Video.bytes), 0)))
