@@ -11,7 +11,7 @@ from kinema.benchmarks.mark_clips import at_rate, clip, cropped, middle_half, x2
 from kinema.runtime.errors import UsageError
 from kinema.runtime.provenance import code, picture_mark
 from kinema.runtime.provenance.payload import payload_of
-from kinema.runtime.provenance.picture_mark import DEFAULT_KEY, PictureMark, Reader, read
+from kinema.runtime.provenance.picture_mark import DEFAULT_KEY, PictureMark, read
 from kinema.world import render, scene
 
 PAYLOAD = 0xC0FFEE42
@@ -184,15 +184,26 @@ def test_the_embedded_models_clips_carry_a_mark_through_their_own_file():
     assert read(x264(marked(frames), 12)).payload == PAYLOAD
 
 
-def test_readings_of_parts_add_up_to_that_of_the_whole(natural_marked):
-    def soft(frames):
-        reader = Reader(DEFAULT_KEY, 90, 160, HEIGHT, WIDTH)
-        for frame in frames:
-            reader.add(frame)
-        return reader.soft()
+def test_frames_that_carry_nothing_do_not_drown_those_that_do():
+    rng, word = np.random.default_rng(0), 2.0 * code.encode(PAYLOAD) - 1
+    frames = rng.standard_normal((96, code.CHANNEL_BITS))
+    frames[::12] += 1.3 * word
+    assert np.mean((frames.sum(0) > 0) == (word > 0)) < 0.9
+    assert np.mean((picture_mark.combined(frames) > 0) == (word > 0)) > 0.97
 
-    parts = soft(natural_marked[:2]) + soft(natural_marked[2:4])
-    assert np.allclose(parts, soft(natural_marked[:4]), rtol=1e-3, atol=1e-3)
+
+def test_noise_stays_as_likely_in_every_direction():
+    """Weighing turns with the axes, so it cannot lean towards code words."""
+    rng = np.random.default_rng(1)
+    frames = rng.standard_normal((24, code.CHANNEL_BITS)) * rng.uniform(0.1, 3, (24, 1))
+    turn, _ = np.linalg.qr(rng.standard_normal((code.CHANNEL_BITS, code.CHANNEL_BITS)))
+    turned = picture_mark.combined(frames @ turn)
+    assert np.allclose(turned, picture_mark.combined(frames) @ turn, rtol=1e-6, atol=1e-9)
+
+
+def test_no_frames_and_empty_ones_say_nothing():
+    for count in (0, 3):
+        assert not picture_mark.combined(np.zeros((count, code.CHANNEL_BITS))).any()
 
 
 def test_averages_weigh_every_pixel_once():
