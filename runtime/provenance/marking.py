@@ -110,6 +110,18 @@ class Marking:
             frame = mark.apply(frame, index)
         return frame
 
+    def still(self, picture: np.ndarray) -> np.ndarray:
+        """A picture taken of marked frames, uint8 (height, width, 3), with a mark of its own size.
+
+        Frames that are scaled down, or put side by side, no longer carry theirs for sure.
+        """
+        from .picture_mark import SMALL_GRID, PictureMark
+
+        size = picture.shape[:2]
+        if not self.provenance.invisible or min(size) < SMALL_GRID:
+            return picture
+        return PictureMark(self.payload, self.key, *size).apply(picture, 0)
+
     def sound(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
         """A whole sound, float32 (num_samples, channels), with its mark."""
         from .sound_mark import LEAST_RATE, SoundMark

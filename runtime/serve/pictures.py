@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from ..files import whole_or_nothing
+
+if TYPE_CHECKING:
+    from ..provenance.marking import Marking
 
 THUMBNAIL, SHEET = "thumbnail.webp", "spritesheet.jpg"
 THUMBNAIL_SIDE, CELL_SIDE, COLUMNS, CELLS = 640, 160, 5, 25  # pixels; cells of a sheet
@@ -54,16 +58,22 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def show(video: Path, num_frames: int) -> None:
-    """Write the thumbnail and the sheet of a finished video beside it."""
+def show(
+    video: Path, num_frames: int, mark: Marking | None = None, report: Mapping[str, Any] | None = None
+) -> None:
+    """Write the thumbnail and the sheet of a finished video beside it, marked and signed as it is."""
     picked = np.unique(np.linspace(0, num_frames - 1, min(CELLS, num_frames)).round().astype(int))
     frames = list(_pick(video, set(picked.tolist())))
-    with whole_or_nothing(video.with_name(THUMBNAIL)) as unfinished:
-        thumbnail = Image.fromarray(frames[len(frames) // 2])
-        thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        thumbnail.save(unfinished, "WEBP", quality=QUALITY)
-    with whole_or_nothing(video.with_name(SHEET)) as unfinished:
-        _sheet(frames).save(unfinished, "JPEG", quality=QUALITY)
+    thumbnail = Image.fromarray(frames[len(frames) // 2])
+    thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    for name, kind, image in ((THUMBNAIL, "WEBP", thumbnail), (SHEET, "JPEG", _sheet(frames))):
+        with whole_or_nothing(video.with_name(name)) as unfinished:
+            if mark is None:
+                image.save(unfinished, kind, quality=QUALITY)
+                continue
+            marked = Image.fromarray(mark.still(np.asarray(image)))
+            marked.save(unfinished, kind, quality=QUALITY)
+            mark.sign(unfinished, report or {}, name)
 
 
 def animated(frames: Sequence[np.ndarray]) -> bytes:
