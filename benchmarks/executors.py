@@ -1,22 +1,17 @@
 """One denoising step by everything that can run it, and a decode: the same weights and inputs.
 
-`python -m kinema.benchmarks.executors`: diffusers' `WanTransformer3DModel` eager and compiled, our
-transformer by each executor of PyTorch, and its graphs by onnxruntime and by AOTInductor, taking
-turns in one process on a CPU: the embedded model at its default size, and 12 layers, 512 wide, at
-1,500 tokens. A step is both branches of guidance. Then the embedded model's VAE decoder by PyTorch
-and by onnxruntime. Compiling takes minutes: `--exports FOLDER` keeps the graphs for another run.
-Writes results/executors.json.
+`kinema bench --only step` and `--only decode`: diffusers' `WanTransformer3DModel` eager and
+compiled, our transformer by each executor of PyTorch, and its graphs by onnxruntime and by
+AOTInductor, taking turns in one process on a CPU: the embedded model at its default size, and 12
+layers, 512 wide, at 1,500 tokens. A step is both branches of guidance. Then the embedded model's
+VAE decoder by PyTorch and by onnxruntime.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
-import json
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import import_module
@@ -38,16 +33,16 @@ from ..runtime.graphs.opening import Graphs
 from ..runtime.graphs.shells import TransformerGraphs
 from ..runtime.latents import initial_noise
 from ..runtime.models.wan import WanTransformer
-from . import measure as measuring
-from . import step
-from .measure import interleave, provenance, summary, write_rows
+from . import rows, step
+from .measure import Bounds, turns
+from .rows import Row
+from .samplers import PROMPT
 
 CPU = torch.device("cpu")
-PROMPT = "a red ball bounces on the grass"
 REFERENCE, WANTED = "diffusers eager", "kinema eager"
 GRAPHS = {"onnx": "onnxruntime", "aoti": "AOTInductor"}
+PACKAGES = ("diffusers", "onnxruntime", "onnx")
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-FEWEST = 3
 COMPUTES = {"onnx": ("float32",), "aoti": ("float32", "bfloat16")}  # on a CPU
 
 
@@ -57,61 +52,6 @@ class Case(NamedTuple):
     model: nn.Module
     latents: Tensor
     texts: list[Tensor]
-
-
-class Bounds(NamedTuple):
-    """How often all take a turn: so many times, or as fit in so many seconds, yet three times."""
-
-    repeats: int
-    seconds: float
-
-    def turns(self, took: float) -> int:
-        """Where one turn takes so long."""
-        return min(self.repeats, max(FEWEST, int(self.seconds / took)))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the ratios and write the rows."""
-    parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.executors")
-    parser.add_argument("--only", choices=[*CASES, "decode"])
-    parser.add_argument("--dtype", action="append", choices=list(DTYPES))
-    parser.add_argument("--repeats", type=int, default=21, help="at most")
-    parser.add_argument("--seconds", type=float, default=25, help="of a row's turns, once warm")
-    parser.add_argument("--no-compile", action="store_true", help="leave all compilers out")
-    parser.add_argument("--exports", type=Path, help="where to keep graphs, and find them again")
-    parser.add_argument("--no-write", action="store_true", help="leave the committed rows alone")
-    options = parser.parse_args(arguments)
-    compiled, rows = not options.no_compile, []
-    bounds = Bounds(options.repeats, options.seconds)
-    with tempfile.TemporaryDirectory() as room:
-        folder = options.exports or Path(room)
-        for name in CASES:
-            if options.only not in (None, name):
-                continue
-            for dtype in options.dtype or DTYPES:
-                rows.append(compare(name, dtype, bounds, compiled, folder))
-                print(describe(rows[-1]), flush=True)
-        if options.only in (None, "decode"):
-            rows.append(decode(bounds, folder))
-            print(describe(rows[-1]), flush=True)
-    if not options.no_write:
-        told = provenance("diffusers", "onnxruntime", "onnx")
-        rows = in_order([*rows_kept(told, {row["what"] for row in rows}), *rows])
-        print(f"wrote {write_rows('executors', {'provenance': told, 'rows': rows})}")
-
-
-def rows_kept(told: dict[str, Any], anew: set[str]) -> list[dict[str, Any]]:
-    """Rows of the parts that were not measured now, if they were written under the same terms."""
-    path = measuring.RESULTS / "executors.json"
-    written = json.loads(path.read_text()) if path.is_file() else {}
-    if written.get("provenance") != told:
-        return []
-    return [row for row in written["rows"] if row["what"] not in anew]
-
-
-def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Steps, then the decode."""
-    return sorted(rows, key=lambda row: [*CASES, "decode"].index(row["what"]))
 
 
 # ---- a step --------------------------------------------------------------------------------------
@@ -141,8 +81,8 @@ def small() -> Case:
 CASES: dict[str, Callable[[], Case]] = {"embedded": embedded, "12 layers": small}
 
 
-def compare(name: str, dtype: str, bounds: Bounds, compiled: bool, folder: Path) -> dict[str, Any]:
-    """One row: seconds of a guided step of each, ratios to diffusers', errors beside ours eager."""
+def compare(name: str, dtype: str, bounds: Bounds, compiled: bool, folder: Path) -> list[Row]:
+    """Seconds of a guided step of each, ratios to diffusers', errors beside ours eager."""
     case, kind = CASES[name](), getattr(torch, dtype)
     model = rounded(case.model, kind)
     given = case.latents, case.texts, torch.tensor([700.0])
@@ -157,8 +97,8 @@ def compare(name: str, dtype: str, bounds: Bounds, compiled: bool, folder: Path)
             steps["diffusers compiled"] = step.reference_step(own, *given)
         for title, ours in models.items():
             steps[title] = partial(step.bind(ours, *given), case.latents, 0)
-        row = {"what": name, "dtype": dtype, "latent_shape": list(case.latents.shape[1:])}
-        return row | measure(steps, bounds, REFERENCE, WANTED)
+        about = rows.about("step", name, sizes_of(case.latents), dtype, *PACKAGES)
+        return measure(about, steps, bounds, REFERENCE, WANTED)
 
 
 def native(
@@ -201,8 +141,8 @@ def rounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 # ---- a decode ------------------------------------------------------------------------------------
 
 
-def decode(bounds: Bounds, folder: Path) -> dict[str, Any]:
-    """One row: seconds of the embedded model's whole decode, a latent frame at a time."""
+def decode(bounds: Bounds, folder: Path) -> list[Row]:
+    """Seconds of the embedded model's whole decode, a latent frame at a time."""
     engine = engines.load(open_checkpoint(), device="cpu", dtype="float32", executor="eager")
     pairs = ((g, None) for g in graphs_of(engine, "vae") if g.name.startswith("vae_decoder"))
     config = engine.checkpoint.component("vae").config
@@ -212,8 +152,8 @@ def decode(bounds: Bounds, folder: Path) -> dict[str, Any]:
     decoders = {"kinema eager": engine.vae, "onnxruntime": graphs.vae(config)}
     with torch.inference_mode():
         steps = {name: partial(whole, vae, latents) for name, vae in decoders.items()}
-        row = {"what": "decode", "dtype": "float32", "latent_shape": list(latents.shape[1:])}
-        return row | measure(steps, bounds, WANTED, WANTED)
+        about = rows.about("decode", "embedded", sizes_of(latents), "float32", *PACKAGES)
+        return measure(about, steps, bounds, WANTED, WANTED)
 
 
 def whole(vae: Any, latents: Tensor) -> Tensor:
@@ -267,38 +207,15 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def measure(
-    steps: dict[str, Callable[[], Tensor]], bounds: Bounds, base: str, wanted: str
-) -> dict[str, Any]:
+    about: Row, steps: dict[str, Callable[[], Tensor]], bounds: Bounds, base: str, wanted: str
+) -> list[Row]:
     """Seconds, how many times faster than `base`, and the error beside what `wanted` gives."""
     results = {name: run().float() for name, run in steps.items()}
-    started = time.perf_counter()
-    interleave(steps, repeats=1, warmup=0)
-    seconds = interleave(steps, bounds.turns(time.perf_counter() - started), warmup=0)
-    return {
-        "seconds": {name: summary(values) for name, values in seconds.items()},
-        "base": base,
-        "faster": {name: faster(seconds[base], values) for name, values in seconds.items()},
-        "error_over_rms": {
-            name: step.apart(result, results[wanted]) for name, result in results.items()
-        },
-    }
+    errors = {name: step.apart(result, results[wanted]) for name, result in results.items()}
+    seconds = turns(steps, bounds)
+    return [*rows.timed(about, seconds, base), *rows.apart(about, errors, wanted)]
 
 
-def faster(base: list[float], other: list[float]) -> dict[str, float]:
-    """Median of the ratios of neighbouring calls, with the 20th and the 80th percentile."""
-    ratios = summary([a / b for a, b in zip(base, other, strict=True)])
-    return {name: round(ratios[f"{name}_s"], 3) for name in ("median", "p20", "p80")}
-
-
-def describe(row: dict[str, Any]) -> str:
-    """A row in one line."""
-    parts = [
-        f"{name} {1e3 * value['median_s']:.1f} ms ({row['faster'][name]['median']:.2f} times as"
-        f" fast, off by {row['error_over_rms'][name]:.1e})"
-        for name, value in row["seconds"].items()
-    ]
-    return f"{row['what']}, {row['dtype']}, beside {row['base']}: {', '.join(parts)}"
-
-
-if __name__ == "__main__":
-    main()
+def sizes_of(latents: Tensor) -> str:
+    """Of a row."""
+    return f"latents={'x'.join(map(str, latents.shape[1:]))}"

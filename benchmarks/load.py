@@ -4,7 +4,7 @@
 laid out as published, then two readings of the files (into one small buffer that stays in the
 processor's cache, which no loader can beat; into memory of their own, as a copy of them needs) and
 kinema's loading, taking turns. `--cold` drops the files from the page cache before every turn
-(Linux). Prints the ratios; writes results/load.json where asked.
+(Linux). Prints the ratios; puts rows into the device's results where asked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,7 +23,9 @@ from torch import Tensor
 from ..runtime import weights
 from ..runtime.models.wan import WanConfig, WanTransformer
 from ..runtime.shards import SINGLE_FILES
-from .measure import interleave, median_ratio, provenance, summary, write_rows
+from . import rows
+from .measure import interleave
+from .rows import Row
 
 # The widths of Wan2.1-T2V-1.3B; the number of blocks follows from the size asked for.
 WIDTHS = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
@@ -42,18 +43,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="drop the page cache before each turn")
     parser.add_argument("--folder", type=Path, help="where to write the files for the time it runs")
-    parser.add_argument("--write", action="store_true", help="write results/load.json")
+    parser.add_argument("--write", action="store_true", help="keep the rows in results/")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        row = measure(Path(folder), options)
-    print(describe(row))
+        found = measure(Path(folder), options)
+    print(describe(found))
     if options.write:
-        rows = {"provenance": provenance("safetensors"), "rows": [row]}
-        print(f"wrote {write_rows('load', rows)}")
+        print(f"wrote {rows.merge(found)[0]}")
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One row: seconds of both readings and of loading, and the ratios."""
+def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
+    """Seconds of both readings and of loading, and the ratios to reading."""
     config = config_of(options.gigabytes, getattr(torch, options.stored))
     files = write_checkpoint(folder, config, getattr(torch, options.stored), options.shards)
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
@@ -71,20 +71,17 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     if options.cold:
         turns = {name: after_dropping(files, turn) for name, turn in turns.items()}
     seconds = interleave(turns, options.repeats)
-    return {
+    sizes = {
         "bytes": sum(file.stat().st_size for file in files),
-        "shards": len(files),
+        "files": len(files),
         "stored": options.stored,
-        "dtype": options.dtype,
-        "device": str(device),
         "page_cache": "cold" if options.cold else "warm",
-        "seconds": {name: summary(values) for name, values in seconds.items()},
-        "ratio": {
-            name: round(median_ratio(seconds["load"], values), 3)
-            for name, values in seconds.items()
-            if name != "load"
-        },
     }
+    shapes = " ".join(f"{name}={value}" for name, value in sizes.items())
+    about = rows.about(
+        "load", options.device, shapes, options.dtype, "safetensors", on=options.device
+    )
+    return rows.timed(about, seconds, "read")
 
 
 def config_of(gigabytes: float, dtype: torch.dtype) -> WanConfig:
@@ -153,13 +150,15 @@ def after_dropping(files: list[Path], turn: Callable[[], object]) -> Callable[[]
     return cold
 
 
-def describe(row: dict[str, Any]) -> str:
-    """A row in one line."""
-    parts = [f"{name} {values['median_s']:.3f} s" for name, values in row["seconds"].items()]
-    ratios = [f"{value:.2f} times {name}" for name, value in row["ratio"].items()]
+def describe(found: list[Row]) -> str:
+    """Rows in one line."""
+    sizes = found[0].sizes
+    seconds = rows.select(found, quantity="seconds")
+    ratio = rows.select(found, quantity="ratio", runner="load")[0]
     return (
-        f"{row['bytes'] / 1e9:.2f} GB in {row['shards']} file(s), {row['page_cache']}:"
-        f" {', '.join(parts)}; load takes {', '.join(ratios)}"
+        f"{int(sizes['bytes']) / 1e9:.2f} GB in {sizes['files']} file(s), {sizes['page_cache']}:"
+        f" {', '.join(f'{row.runner} {row.median:.3f} s' for row in seconds)};"
+        f" load reaches {ratio.median:.2f} of the speed of reading"
     )
 
 

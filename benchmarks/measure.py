@@ -9,27 +9,50 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+FEWEST = 3
 
 
 def interleave(
-    functions: dict[str, Callable[[], Any]], repeats: int, warmup: int = 1
+    functions: dict[str, Callable[[], Any]],
+    repeats: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every call, taking turns, so that a slow minute of the machine hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
-            started = time.perf_counter()
+            started = clock()
             function()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
+
+
+class Bounds(NamedTuple):
+    """How often all take a turn: so many times, or as fit in so many seconds, yet three times."""
+
+    repeats: int
+    seconds: float
+
+    def turns(self, took: float) -> int:
+        """Where one turn takes so long."""
+        return min(self.repeats, max(FEWEST, int(self.seconds / took)))
+
+
+def turns(functions: dict[str, Callable[[], Any]], bounds: Bounds) -> dict[str, list[float]]:
+    """`interleave`, within bounds that a first turn, of warm functions, is measured for."""
+    started = time.perf_counter()
+    interleave(functions, repeats=1, warmup=0)
+    return interleave(functions, bounds.turns(time.perf_counter() - started), warmup=0)
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
@@ -52,7 +75,7 @@ def median_ratio(slower: list[float], faster: list[float]) -> float:
 def provenance(*packages: str) -> dict[str, Any]:
     """Device, versions, commit and date of a row."""
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("torch", "kinema", *packages)},
@@ -71,7 +94,7 @@ def write_rows(name: str, rows: dict[str, Any]) -> Path:
     return path
 
 
-def _cpu() -> str:
+def cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -88,6 +111,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+@lru_cache
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)

@@ -29,7 +29,8 @@ from ..runtime.engine import Engine, load
 from ..runtime.models.wan import WanConfig, WanTransformer
 from ..runtime.pack import PackedLinear
 from ..runtime.request import Request
-from .measure import provenance, write_rows
+from . import rows
+from .rows import Row
 
 PROMPT = "a red ball bounces on the grass"
 RANDOM = {
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help="by default the model's own")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="count one thread's own seconds")
-    parser.add_argument("--write", action="store_true", help="write results/plan.json")
+    parser.add_argument("--write", action="store_true", help="keep the rows in results/")
     options = parser.parse_args(arguments)
     clock = time.thread_time if options.cpu_time else time.perf_counter
     if options.cpu_time:
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     ceilings = device.measure(
         options.device or ("cuda" if torch.cuda.is_available() else "cpu"), clock
     )
-    request, rows = Request(PROMPT, num_inference_steps=options.steps), []
+    request, found = Request(PROMPT, num_inference_steps=options.steps), []
     with tempfile.TemporaryDirectory() as folder:
         sources = {"embedded": EMBEDDED_FOLDER}
         if options.random:
@@ -80,13 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
         for name, source in sources.items():
             for dtype in options.dtype or ("float32", "bfloat16"):
                 engine = load(source, options.device, dtype)
-                found = compare(engine, request, ceilings, clock, options.repeats)
-                rows.append({"model": name, "dtype": dtype, **found})
-                print(describe(rows[-1]), flush=True)
+                row = compare(engine, request, ceilings, clock, options.repeats)
+                print(describe({"model": name, "dtype": dtype, **row}), flush=True)
+                found += rows_of(rows.about("plan", name, "", dtype, on=engine.device), row)
                 del engine
     if options.write:
-        file = write_rows("plan", {"provenance": provenance(), "rows": rows})
-        print(f"wrote {file}")
+        print(f"wrote {rows.merge(found)[0]}")
 
 
 def compare(
@@ -114,6 +114,16 @@ def compare(
             "measured": seconds,
         },
     }
+
+
+def rows_of(about: Row, row: dict[str, Any]) -> list[Row]:
+    """Peak, and seconds of each stage, as predicted and as measured."""
+    found = []
+    for side in ("predicted", "measured"):
+        found.append(rows.one(about, side, "peak_bytes", "B", row["peak_bytes"][side]))
+        for stage, seconds in row["seconds"][side].items():
+            found.append(rows.one(about, side, f"{stage}_seconds", "s", seconds))
+    return found
 
 
 def predicted_seconds(counted: cost.Cost, ceilings: device.Ceilings) -> dict[str, float]:

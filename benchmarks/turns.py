@@ -2,7 +2,7 @@
 
 On the embedded model: the scheduler's own time beside a step; eight equal requests of several sizes
 one after another and in shared forwards; and how long short requests wait beside a long one, when
-sessions take turns and when they do not. Writes results/turns.json.
+sessions take turns and when they do not. Puts rows into the device's results.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from ..runtime import engine as engines
 from ..runtime.checkpoint import open_checkpoint
 from ..runtime.progress import Progress
 from ..runtime.request import Request
-from .measure import interleave, median_ratio, provenance, summary, write_rows
+from . import rows
+from .measure import interleave
+from .rows import Row
 
 Clock = Callable[[], float]
 
@@ -42,21 +44,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-write", action="store_true", help="leave the committed rows alone")
     options = parser.parse_args(arguments)
     clock = time.process_time if options.cpu_time else time.perf_counter
-    parts: dict[str, Callable[[], Any]] = {
+    parts: dict[str, Callable[[], Iterable[Row]]] = {
         "overhead": lambda: overhead(options.repeats),
-        "throughput": lambda: list(throughputs(options.repeats, clock)),
+        "throughput": lambda: throughputs(options.repeats, clock),
         "latency": latency,
     }
-    rows = {"provenance": {**provenance(), "clock": clock.__name__}}
     for name, measure in parts.items():
         if options.only in (None, name):
-            rows[name] = measure()
-            print(f"{name}: {rows[name]}", flush=True)
-    if not options.no_write and options.only is None:
-        print(f"wrote {write_rows('turns', rows)}")
+            found = [replace(row, note=f"by {clock.__name__}") for row in measure()]
+            print("\n".join(map(rows.said, found)), flush=True)
+            if not options.no_write:
+                rows.merge(found)
 
 
-def overhead(repeats: int) -> dict[str, float]:
+def overhead(repeats: int) -> list[Row]:
     """The scheduler's time for a part beside a step's: with sessions that only count."""
     parts = 2000
 
@@ -85,28 +86,25 @@ def overhead(repeats: int) -> dict[str, float]:
             pass
 
     seconds = interleave({"turns": turns, "steps": steps}, repeats)
-    turn, step = (
-        median(seconds[name]) / count for name, count in (("turns", parts), ("steps", 20))
-    )
-    return {"turn_us": round(1e6 * turn, 2), "step_ms": round(1e3 * step, 2), "ratio": turn / step}
+    each = {"a turn": [taken / parts for taken in seconds["turns"]]}
+    each["a step"] = [taken / 20 for taken in seconds["steps"]]
+    return rows.timed(rows.about("turns", "embedded", "", "float32"), each, "a step")
 
 
-def throughputs(repeats: int, clock: Clock = time.perf_counter) -> Iterator[dict[str, Any]]:
+def throughputs(repeats: int, clock: Clock = time.perf_counter) -> Iterator[Row]:
     """Rows by dtype, length and branches of guidance."""
     for dtype in ("float32", "bfloat16"):
         engine = engines.load(device="cpu", dtype=dtype, max_batch=EQUAL)
         engine.scheduler.shared_on_cpu = math.inf  # also where it does not pay
         for num_frames in FRAMES:
             for scale in GUIDANCE:
-                row = throughput(engine, num_frames, scale, repeats, clock)
-                print({"dtype": dtype, **row}, flush=True)
-                yield {"dtype": dtype, **row}
+                yield from throughput(engine, num_frames, scale, repeats, clock)
         engine.close()
 
 
 def throughput(
     engine: engines.Engine, num_frames: int, scale: float, repeats: int, clock: Clock
-) -> dict[str, Any]:
+) -> list[Row]:
     """Eight equal requests, one after another and in shared forwards."""
     fields = {"num_frames": num_frames, "guidance_scale": scale, "num_inference_steps": STEPS}
     requests = [
@@ -122,19 +120,14 @@ def throughput(
             job.result()
 
     seconds = _alternate({"one after another": alone, "together": together}, repeats, clock)
-    _, frames, rows, columns = engine.plan(requests[0]).latent_shape
-    ratio = median_ratio(seconds["one after another"], seconds["together"])
-    return {
-        "num_frames": num_frames,
-        "positions": frames * rows * columns,
-        "branches": 2 if scale > 1 else 1,
-        "executor": engine.executor,
-        "seconds": {name: summary(values) for name, values in seconds.items()},
-        "ratio": round(ratio, 3),
-    }
+    _, frames, height, width = engine.plan(requests[0]).latent_shape
+    sizes = f"positions={frames * height * width} branches={2 if scale > 1 else 1}"
+    dtype = str(engine.dtype).removeprefix("torch.")
+    about = rows.about("throughput", "embedded", f"{sizes} requests={EQUAL}", dtype)
+    return rows.timed(about, seconds, "one after another")
 
 
-def latency() -> list[dict[str, Any]]:
+def latency() -> list[Row]:
     """Seconds that short requests take beside a long one that came first."""
     engine = engines.load(device="cpu")
     engine.open_components()
@@ -157,13 +150,16 @@ def latency() -> list[dict[str, Any]]:
         queue = [took * (1 - arrival) for arrival in arrivals]
         return [wait + sum(own[: i + 1]) for i, wait in enumerate(queue)]
 
-    rows = []
+    about = rows.about("latency", "embedded", f"steps={SHORT_STEPS} beside={LONG_STEPS}", "float32")
+    found = []
     for name, measure in (("in turns", in_turns), ("one after another", one_after_another)):
-        ordered = sorted(measure())
-        p50, p95 = (ordered[round(part * (len(ordered) - 1))] for part in (0.5, 0.95))
-        rows.append({"how": name, "p50_s": round(p50, 3), "p95_s": round(p95, 3)})
+        waited = sorted(measure())
+        row = replace(about, runner=name, quantity="seconds", unit="s")
+        found.append(rows.spread(row, waited))
+        last = waited[round(0.95 * (len(waited) - 1))]
+        found.append(rows.one(row, name, "p95_seconds", "s", last, n=len(waited)))
     engine.close()
-    return rows
+    return found
 
 
 def _alternate(
