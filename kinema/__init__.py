@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .runtime.guidance_options import Guidance
     from .runtime.job import Job
     from .runtime.media import Video
+    from .runtime.profiling.run import profile
     from .runtime.provenance.keys import Identity
     from .runtime.provenance.marking import Provenance
     from .runtime.provenance.verify import Verification, verify
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "export",
     "load",
+    "profile",
     "verify",
 ]
 
@@ -58,6 +60,7 @@ _HOMES = {
     "Verification": "provenance.verify",
     "Video": "media",
     "load": "engine",
+    "profile": "profiling.run",
     "verify": "provenance.verify",
 }
 

@@ -105,11 +105,15 @@ def ceilings(device: torch.device | str, refresh: bool = False) -> Ceilings:
 
 def identity(device: torch.device) -> str:
     """What measurements belong to, fit for a file name."""
-    on_cpu = device.type == "cpu"
-    name = _cpu() if on_cpu else torch.cuda.get_device_name(device)
+    on_cpu, name = device.type == "cpu", name_of(device)
     threads = f"-{torch.get_num_threads()}-threads" if on_cpu else ""
     text = f"ceilings-{name}{threads}-torch-{torch.__version__}"
     return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
+
+
+def name_of(device: torch.device) -> str:
+    """What its maker calls a device."""
+    return _cpu() if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def memory_bytes(device: torch.device | str) -> int:

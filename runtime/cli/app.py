@@ -46,7 +46,7 @@ def main() -> NoReturn:
 
 def run(argv: list[str]) -> int:
     """Runs one command line; returns its exit code, having printed at most one line of error."""
-    as_json = "--json" in argv
+    as_json = "--json" in argv and argv[0] != "profile"  # where it names a file
     try:
         code = app(argv or ["--help"], prog_name="kinema", standalone_mode=False) or 0
         if code == INTERRUPTED:

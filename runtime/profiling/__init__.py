@@ -1,0 +1,1 @@
+"""Where the time of one request went, beside what the device could do."""
