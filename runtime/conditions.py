@@ -209,6 +209,42 @@ def _takes_first(conditions: Conditions, presets: Presets, placed: list[Placed],
     _only_pictures_at(conditions, placed, {0: "the first"})
 
 
+def _takes_ends(
+    conditions: Conditions, presets: Presets, placed: list[Placed], num_frames: int
+) -> None:
+    _only_whole(conditions, "frames that the video begins or ends with work")
+    begin, end = ends(placed, num_frames)
+    loose = [item.start for item in placed if begin <= item.start < num_frames - end]
+    if loose:
+        raise UsageError(
+            f"a condition is at frame {loose[0]} of {num_frames}; this model is shown frames that"
+            " the video begins with, and frames that it ends with"
+        )
+    stride = presets.frame_stride
+    if begin and (begin - 1) % stride:
+        nearest = 1 + stride * ((begin - 1) // stride)
+        raise UsageError(
+            f"the video begins with {begin} given frames; 1 + {stride}k work: nearest {nearest}"
+        )
+    if end % stride and end != 1:
+        raise UsageError(
+            f"the video ends with {end} given frames; 1 or {stride}k work:"
+            f" nearest {max(1, end // stride * stride)}"
+        )
+    if conditions and begin + (stride if end == 1 else end) >= num_frames:
+        raise UsageError(f"all {num_frames} frames are given; leave at least {stride} to make")
+
+
+def ends(placed: Sequence[Placed], num_frames: int) -> tuple[int, int]:
+    """How many frames are given at the start of a video, and how many at its end, without a gap."""
+    begin, end = 0, 0
+    for item in placed:
+        begin = item.stop if item.start == begin else begin
+    for item in reversed(placed):
+        end = num_frames - item.start if item.stop == num_frames - end else end
+    return begin, (0 if begin == num_frames else end)
+
+
 def _takes_beside(
     conditions: Conditions, presets: Presets, placed: list[Placed], num_frames: int
 ) -> None:
@@ -236,6 +272,7 @@ def _takes_control(conditions: Conditions, presets: Presets, placed: list[Placed
 CHECKS: dict[str, Callable[[Conditions, Presets, list[Placed], int], None]] = {
     "none": _takes_none,
     "first": _takes_first,
+    "ends": _takes_ends,
     "beside": _takes_beside,
     "control": _takes_control,
 }
@@ -243,12 +280,16 @@ CHECKS: dict[str, Callable[[Conditions, Presets, list[Placed], int], None]] = {
 
 def _only_pictures_at(conditions: Conditions, placed: list[Placed], works: dict[int, str]) -> None:
     where = " and ".join(f"frame {index} ({name})" for index, name in works.items())
-    for condition in conditions:
-        if condition.frame is None:
-            raise UsageError(f"this model takes no references; a picture at {where} works")
-        if condition.has_mask or condition.mask != 0 or condition.strength != 1:
-            raise UsageError("this model takes pictures whole: no mask, and a strength of 1")
+    _only_whole(conditions, f"a picture at {where} works")
     for item in placed:
         if item.start not in works or item.stop != item.start + 1:
             frames = f"frame {item.start}" if item.condition.frames is None else "several frames"
             raise UsageError(f"a condition is at {frames}; this model takes a picture at {where}")
+
+
+def _only_whole(conditions: Conditions, what_works: str) -> None:
+    for condition in conditions:
+        if condition.frame is None:
+            raise UsageError(f"this model takes no references; {what_works}")
+        if condition.has_mask or condition.mask != 0 or condition.strength != 1:
+            raise UsageError("this model takes pictures whole: no mask, and a strength of 1")

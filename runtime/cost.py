@@ -250,7 +250,7 @@ def shapes_of(plan: Plan, checkpoint: Checkpoint, tokens: int) -> Shapes:
     patch = config.get("patch_size", (1, 2, 2))
     shown = frames + (BEARINGS if presets.bearings else 0)
     differ = len({track.shift for track in plan.tracks}) > 1
-    held = presets.bearings or presets.conditions == "first"
+    held = presets.timestep_axes[0]
     return Shapes(
         latents=(channels, shown, rows, columns),
         steps=_predictions(plan),

@@ -43,7 +43,7 @@ def on_grey(pictures: Mapping[int, Tensor], num_frames: int) -> Iterator[Tensor]
     if outside := [index for index in pictures if not 0 <= index < num_frames]:
         raise UsageError(f"a picture at frame {outside[0]}; frames are 0 to {num_frames - 1}")
     grey = torch.zeros_like(next(iter(pictures.values())))
-    for start, stop in _groups(num_frames):
+    for start, stop in groups(num_frames):
         yield torch.stack([pictures.get(i, grey) for i in range(start, stop)], dim=2)
 
 
@@ -96,7 +96,8 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
     return (array * 255).round().astype(np.uint8)
 
 
-def _groups(num_frames: int) -> Iterator[tuple[int, int]]:
+def groups(num_frames: int) -> Iterator[tuple[int, int]]:
+    """Where the chunks of a clip, 1 and 4 and 4 ... frames, start and stop."""
     yield 0, 1
     for start in range(1, num_frames, GROUP):
         yield start, start + GROUP

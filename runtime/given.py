@@ -16,8 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .clips import mask_picture
-from .conditions import Placed, place, references
-from .encode import GROUP, encode_chunks, encode_pixels, on_grey, open_picture, to_pixels
+from .conditions import Placed, ends, place, references
+from .encode import (
+    GROUP,
+    encode_chunks,
+    encode_pixels,
+    groups,
+    on_grey,
+    open_picture,
+    to_pixels,
+)
 from .guidance import Denoiser
 from .presets import presets_of
 
@@ -34,15 +42,16 @@ Change = Callable[[Tensor], Tensor]
 class Given:
     """Parts that are there are shown.
 
-    `values` (C, F, H, W) hold wherever `mask` is true; `first` (1, C, n, H, W) are the frames that
-    the clip begins with, clean and so at timestep 0; `after` (C, n, H, W) follows the clip, clean
-    too; `beside` (1, C', F, H, W) are channels after the latents' own. `bound` is what the
-    transformer is bound to besides the text.
+    `values` (C, F, H, W) hold wherever `mask` is true; `first` and `last` (1, C, n, h, W) are the
+    frames that the clip begins and ends with, or their first h rows, clean and so at timestep 0;
+    `after` (C, n, H, W) follows the clip, clean too; `beside` (1, C', F, H, W) are channels after
+    the latents' own. `bound` is what the transformer is bound to besides the text.
     """
 
     mask: Tensor | None = None
     values: Tensor | None = None
     first: Tensor | None = None
+    last: Tensor | None = None
     after: Tensor | None = None
     beside: Tensor | None = None
     bound: Mapping[str, Any] = field(default_factory=dict)
@@ -54,13 +63,18 @@ class Given:
         return (batch, channels, frames + _frames(self.after), *sides)
 
     def timesteps(self, timesteps: Tensor, frames: int) -> Tensor:
-        """(S,) or (S, 1, rows, 1), to (S, F + n, rows or 1, 1) where frames have timestep 0."""
-        begin, end = _frames(self.first), _frames(self.after)
-        if begin + end == 0:
+        """(S,) or (S, 1, H, 1), to (S, F + n, H or 1, 1) where frames have timestep 0."""
+        held, end = list(self._held(frames)), _frames(self.after)
+        if not held and end == 0:
             return timesteps
         if timesteps.dim() == 1:
             timesteps = timesteps[:, None, None, None]
-        return F.pad(timesteps.expand(-1, frames - begin, -1, -1), (0, 0, 0, 0, begin, end))
+        if held and self.mask is not None:  # rows of which only some may be given
+            timesteps = timesteps.expand(-1, -1, self.mask.shape[-2], -1)
+        timesteps = F.pad(timesteps.expand(-1, frames, -1, -1).clone(), (0, 0, 0, 0, 0, end))
+        for part, at in held:
+            timesteps[:, at : at + _frames(part), : part.shape[-2]] = 0
+        return timesteps
 
     def show(self, predict: Denoiser) -> Denoiser:
         """A denoiser of the request's latents, from one of what the transformer sees."""
@@ -75,16 +89,25 @@ class Given:
         return shown
 
     def finish(self, latents: Tensor) -> Tensor:
-        """Latents with the frames that the clip begins with, for decoding."""
-        if self.first is None:
-            return latents
-        first = self.first.to(latents).expand(len(latents), -1, -1, -1, -1)
-        return torch.cat([first, latents[:, :, _frames(first) :]], dim=2)
+        """Latents with the frames that the clip begins and ends with, for decoding."""
+        for part, at in self._held(latents.shape[2]):
+            rows, until = part.shape[3], at + _frames(part)
+            clean = part.to(latents).expand(len(latents), -1, -1, -1, -1)
+            among = torch.cat([clean, latents[:, :, at:until, rows:]], dim=3)
+            latents = torch.cat([latents[:, :, :at], among, latents[:, :, until:]], dim=2)
+        return latents
+
+    def _held(self, frames: int) -> Iterator[tuple[Tensor, int]]:
+        """Frames that hold to the end, and where they begin, of so many."""
+        if self.first is not None:
+            yield self.first, 0
+        if self.last is not None:
+            yield self.last, frames - _frames(self.last)
 
     def _changes(self) -> Iterator[Change]:
         if self.mask is not None:
             yield lambda seen: torch.where(self.mask, self.values, seen)
-        if self.first is not None:
+        if self.first is not None or self.last is not None:
             yield self.finish
         if self.after is not None:
             yield lambda seen: torch.cat([seen, self.after.expand(len(seen), *self.after.shape)], 2)
@@ -120,6 +143,36 @@ def _first(engine: Engine, request: Request, plan: Plan) -> Given | None:
     (pixels,) = _pictures(request, plan).values()
     pixels = pixels[:, :, None].to(engine.device)
     return Given(first=encode_pixels(engine.use("vae"), pixels, plan.setting.tile))
+
+
+def _ends(engine: Engine, request: Request, plan: Plan) -> Given | None:
+    """The frames that the clip begins with, and those that it ends with."""
+    return Given(**_at_ends(engine, request, plan)) if request.shown else None
+
+
+def _at_ends(engine: Engine, request: Request, plan: Plan) -> dict[str, Tensor]:
+    """`first` and `last`, as given; their sound, if the model has sound, is made.
+
+    Those at the end are whole groups after the first, so a still comes before them. One picture
+    stands for its group.
+    """
+    placed = place(request.shown, plan.num_frames)
+    begin, end = ends(placed, plan.num_frames)
+    vae, tile, parts = engine.use("vae"), plan.setting.tile, {}
+    pictures = (picture for item in placed for picture in item.condition.pictures())
+    pixels = [_pixels(picture, plan).to(engine.device) for picture in pictures]
+    if begin:
+        parts["first"] = encode_chunks(vae, _chunks(pixels[:begin]), tile)
+    if end:
+        last = pixels[-end:] * (GROUP if end == 1 else 1)
+        led = [last[0], *last]
+        parts["last"] = encode_chunks(vae, _chunks(led), tile)[:, :, 1:]
+    return parts
+
+
+def _chunks(pixels: list[Tensor]) -> Iterator[Tensor]:
+    """Pixels (1, 3, 1 or 4, H, W) of frames (1, 3, H, W)."""
+    return (torch.stack(pixels[start:stop], dim=2) for start, stop in groups(len(pixels)))
 
 
 def _beside(engine: Engine, request: Request, plan: Plan) -> Given:
@@ -161,7 +214,8 @@ def _bearings(engine: Engine, request: Request, plan: Plan) -> Given:
         mask[strip], values[strip] = engine.sound.given(frames)
     after = bearing_frame(channels, rows, columns)
     parts = {"mask": mask, "values": values, "after": after}
-    return Given(**{name: part.to(engine.device) for name, part in parts.items()})
+    moved = {name: part.to(engine.device) for name, part in parts.items()}
+    return Given(**moved, **(_at_ends(engine, request, plan) if request.shown else {}))
 
 
 def bearing_frame(channels: int, rows: int, columns: int) -> Tensor:
@@ -254,4 +308,10 @@ def on_canvas(picture: Any, plan: Plan) -> Tensor:
     return canvas
 
 
-MAKERS = {"none": _nothing, "first": _first, "beside": _beside, "control": _control}
+MAKERS = {
+    "none": _nothing,
+    "first": _first,
+    "ends": _ends,
+    "beside": _beside,
+    "control": _control,
+}

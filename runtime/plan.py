@@ -129,9 +129,7 @@ def resolve(
         guidance_scale_2=guidance_scale_2,
         boundary_ratio=presets.boundary_ratio,
         num_references=num_references,
-        encoded_frames=_encoded_frames(
-            presets, shown, 1 + (num_frames - 1) // presets.frame_stride
-        ),
+        encoded_frames=_encoded_frames(presets, shown, num_frames),
         solver=_or(request.solver, presets.solver),
         sigmas=sigmas,
         guidance=request.guidance,
@@ -141,12 +139,21 @@ def resolve(
     return plan
 
 
-def _encoded_frames(presets: Presets, shown: Sequence[Condition], frames: int) -> tuple[int, ...]:
+def _encoded_frames(
+    presets: Presets, shown: Sequence[Condition], num_frames: int
+) -> tuple[int, ...]:
     """Latent frames of each clip that `given.py` encodes."""
+    frames = 1 + (num_frames - 1) // presets.frame_stride
     if presets.conditions == "control":
         return frames, frames, *(1 for _ in conditions.references(shown))
     if not shown:
         return ()
+    if presets.conditions == "ends":
+        placed = conditions.place(shown, num_frames)
+        begin, end = conditions.ends(placed, num_frames)
+        groups = math.ceil(end / presets.frame_stride)
+        parts = (begin and 1 + (begin - 1) // presets.frame_stride, groups and 1 + groups)
+        return tuple(part for part in parts if part)
     return (1,) if presets.conditions == "first" else (frames,)
 
 

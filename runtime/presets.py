@@ -41,10 +41,12 @@ class Presets:
     of size_multiple from min_size to max_size.
 
     `conditions` is what the model can be shown: "none"; "first", its first frame if one is given;
-    "beside", latents of its first frame, and of its last where `last_frame` ("none", "optional",
-    "needed") lets them, in channels beside its own; "control", clips, masks and references. Of two
-    experts the first works at timesteps of `boundary_ratio` of the scheduler's range and above.
-    `solver` and `sigmas` take the place of the scheduler's in models distilled for them.
+    "ends", frames that the video begins with, 1 + frame_stride k of them, and frames that it ends
+    with, frame_stride k or one that stands for so many, if they are given; "beside", latents of its
+    first frame, and of its last where `last_frame` ("none", "optional", "needed") lets them, in
+    channels beside its own; "control", clips, masks and references. Of two experts the first works
+    at timesteps of `boundary_ratio` of the scheduler's range and above. `solver` and `sigmas` take
+    the place of the scheduler's in models distilled for them.
     """
 
     num_frames: int
@@ -73,7 +75,8 @@ class Presets:
     def timestep_axes(self) -> tuple[bool, bool, bool]:
         """Whether timesteps differ along frames, rows and columns: some frames are shown clean,
         and a strip of sound has sigmas of its own."""
-        return self.bearings or self.conditions == "first", self.sound is not None, False
+        held = self.bearings or self.conditions in ("first", "ends")
+        return held, self.sound is not None, False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Presets:

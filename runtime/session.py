@@ -103,7 +103,7 @@ class Session:
             index, before = self._before or (None, latents)
             if index == self.index - 1 and self.index < self.total:
                 latents = preview.denoised(before, latents, *bound.sigmas[index : index + 2])
-            own = latents[:, :, plan.num_references :, plan.tracks[0].rows]
+            own = bound.finish(latents)[:, :, plan.num_references :, plan.tracks[0].rows]
             return preview.preview(own, self.engine.projection, size)
 
     def __iter__(self) -> Iterator[Step]:
@@ -166,10 +166,7 @@ class Session:
         """
         if self.request.output == "latents":
             raise UsageError('there are no frames to save: the request has output="latents"')
-        plan = self.plan
-        path, size = check_target(path, overwrite), (plan.height, plan.width)
-        marks = marking(provenance, self.engine.origin(self.request), size, plan.fps)
-        with Recording(path, plan.fps, plan.sample_rate, overwrite, marks) as recording:
+        with self._recording(path, overwrite, provenance) as recording:
             video = self.finish(progress, recording.add)
             recording.finish(video.audio, video.report)
         return video
@@ -216,6 +213,14 @@ class Session:
                     self._state = begin(latents, tracks)
                 self._bound = Bound(tracks, predict, tracks[0].schedule.sigmas.tolist(), finish)
         return self._bound
+
+    def _recording(
+        self, path: str | Path, overwrite: bool, provenance: Provenance | None
+    ) -> Recording:
+        plan = self.plan
+        path, size = check_target(path, overwrite), (plan.height, plan.width)
+        marks = marking(provenance, self.engine.origin(self.request), size, plan.fps)
+        return Recording(path, plan.fps, plan.sample_rate, overwrite, marks)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

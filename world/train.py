@@ -142,6 +142,7 @@ def _index(codec) -> dict[str, object]:  # type: ignore[no-untyped-def]
                 "min_size": SIZE,
                 "max_size": SIZE,
                 "bearings": True,
+                "conditions": "ends",
                 "sound": {
                     "rows": 2,
                     "sample_rate": codec.config.sample_rate,

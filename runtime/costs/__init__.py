@@ -7,7 +7,7 @@ touched, and torch is not imported. A new family adds one function and its row h
 
 from __future__ import annotations
 
-from .encoders import wan_vae_encode
+from .encoders import kinema_vae_encode, wan_vae_encode
 from .sound import kinema_sound
 from .text import umt5
 from .vaes import kinema_vae, wan_vae
@@ -21,7 +21,7 @@ TRANSFORMERS = {
 # (ledger, config, latent shape, tile): counts the decoding of a clip, chunk by chunk
 VAES = {"AutoencoderKinema": kinema_vae, "AutoencoderKLWan": wan_vae}
 # (ledger, config, latent shape): counts the encoding of a clip
-ENCODERS = {"AutoencoderKLWan": wan_vae_encode}
+ENCODERS = {"AutoencoderKinema": kinema_vae_encode, "AutoencoderKLWan": wan_vae_encode}
 # (ledger, config, tokens, bytes of an item): counts the encoding of one prompt
 TEXT_ENCODERS = {"UMT5EncoderModel": umt5}
 # (ledger, config, video frames, samples): counts the decoding of the sound of a clip

@@ -6,7 +6,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from .ledger import FP32, Ledger, Size
-from .vaes import GROUP, REMEMBERED, WAN_DEFAULTS, LatentShape, WanDecoder
+from .vaes import (
+    GROUP,
+    REMEMBERED,
+    WAN_DEFAULTS,
+    LatentShape,
+    WanDecoder,
+    activated,
+    res_block,
+)
+
+
+def kinema_vae_encode(ledger: Ledger, config: Mapping[str, Any], latents: LatentShape) -> None:
+    """`AutoencoderKinema.encode_chunks` of a clip that becomes so many latents."""
+    _, frames, height, width = latents
+    made = ledger.new(config["z_dim"], frames, height, width, item=FP32)
+    state = _kinema_encode_chunk(ledger, config, height, width)
+    if frames > 1:
+        with ledger.repeat(frames - 1):
+            state = _kinema_encode_chunk(ledger, config, height, width, state)
+    ledger.each(made)
+
+
+def _kinema_encode_chunk(
+    ledger: Ledger,
+    config: Mapping[str, Any],
+    height: int,
+    width: int,
+    before: list[Size] | None = None,
+) -> list[Size]:
+    """One group of frames; what the next sees of it."""
+    dim, frame = config["encoder_dim"], config["frame_dim"]
+    pixels = ledger.new(GROUP, 3, 8 * height, 8 * width, item=FP32)
+    pictures = ledger.each(pixels)
+    x = ledger.each(pictures, shape=(GROUP, 48, 2 * height, 2 * width))
+    x = ledger.convolve(x, frame, (3, 3))
+    x = res_block(ledger, x)
+    x = ledger.each(x, shape=(1, GROUP * frame, 2 * height, 2 * width))
+    x = ledger.convolve(x, dim, (2, 2), stride=2)
+    last = []
+    for _ in range(2):
+        last.append(activated(ledger, x))
+        both = ledger.each(last[-1], shape=(1, 2 * dim, height, width))
+        hidden = ledger.convolve(both, dim, (3, 3))
+        x = ledger.each(x, ledger.convolve(activated(ledger, hidden), dim, (3, 3)))
+    ledger.convolve(activated(ledger, x), config["z_dim"], (1, 1))
+    return last
 
 
 def wan_vae_encode(ledger: Ledger, config: Mapping[str, Any], latents: LatentShape) -> None:

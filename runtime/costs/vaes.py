@@ -38,29 +38,29 @@ def _kinema_chunk(
     x = ledger.convolve(x, dim, (3, 3))
     last = []
     for _ in range(2):
-        last.append(_activated(ledger, x))
+        last.append(activated(ledger, x))
         both = ledger.each(last[-1], shape=(1, 2 * dim, height, width))
         hidden = ledger.convolve(both, dim, (3, 3))
-        x = ledger.each(x, ledger.convolve(_activated(ledger, hidden), dim, (3, 3)))
-    x = ledger.convolve(_res_block(ledger, x), GROUP * frame * 4, (1, 1))
+        x = ledger.each(x, ledger.convolve(activated(ledger, hidden), dim, (3, 3)))
+    x = ledger.convolve(res_block(ledger, x), GROUP * frame * 4, (1, 1))
     x = ledger.each(x, shape=(GROUP, frame, 2 * height, 2 * width))
     for _ in range(3):
-        x = _res_block(ledger, x)
+        x = res_block(ledger, x)
     x = ledger.convolve(x, pixel * 4, (3, 3))
-    x = _res_block(ledger, ledger.each(x, shape=(GROUP, pixel, 4 * height, 4 * width)))
-    x = ledger.convolve(_activated(ledger, x), 12, (3, 3))
+    x = res_block(ledger, ledger.each(x, shape=(GROUP, pixel, 4 * height, 4 * width)))
+    x = ledger.convolve(activated(ledger, x), 12, (3, 3))
     x = ledger.each(x, shape=(GROUP, 3, 8 * height, 8 * width))
     _to_uint8(ledger, x)
     return last
 
 
-def _activated(ledger: Ledger, x: Size) -> Size:
+def activated(ledger: Ledger, x: Size) -> Size:
     return ledger.each(ledger.norm_modulate(x))
 
 
-def _res_block(ledger: Ledger, x: Size) -> Size:
-    hidden = ledger.convolve(_activated(ledger, x), x.shape[1], (3, 3))
-    return ledger.each(x, ledger.convolve(_activated(ledger, hidden), x.shape[1], (3, 3)))
+def res_block(ledger: Ledger, x: Size) -> Size:
+    hidden = ledger.convolve(activated(ledger, x), x.shape[1], (3, 3))
+    return ledger.each(x, ledger.convolve(activated(ledger, hidden), x.shape[1], (3, 3)))
 
 
 # ---- Wan's, 2.1 and 2.2 --------------------------------------------------------------------------
