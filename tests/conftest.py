@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton; tests/kernels need it
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Before anything imports torch: threads of several processes would wait for each other's cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 PRESETS = {
     "num_frames": 33,

@@ -60,7 +60,7 @@ def export(
     import kinema
 
     with steps("exporting") as show:
-        manifest = kinema.export(
+        manifest = kinema.export(  # pyright: ignore[reportCallIssue]  # the function, not the package
             model,
             to,
             output,

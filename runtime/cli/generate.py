@@ -10,12 +10,18 @@ import typer
 
 from ..errors import Cancelled, UsageError
 from ..fit import gb
-from ..provenance import keys
-from ..provenance.marking import Provenance
 from .app import Debug, Json, app
 from .console import print_json, progress, say, table
 from .options import Asked, asking
-from .provenance import MarkKey, SignChain, SignKey, read_mark_key
+from .provenance import (
+    MarkKey,
+    NoInvisibleMark,
+    NoManifest,
+    SignChain,
+    SignKey,
+    TellPrompt,
+    provenance_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from ..media import Video
     from ..plan import Plan
     from ..progress import Progress
+    from ..provenance.marking import Provenance
     from ..session import Session
 
 
@@ -42,22 +49,12 @@ def generate(
         bool,
         typer.Option("--keep-latents", help="Keep the finished run, to decode it again."),
     ] = False,
-    no_manifest: Annotated[
-        bool, typer.Option("--no-manifest", help="Write no signed statement of how it was made.")
-    ] = False,
-    no_invisible_mark: Annotated[
-        bool, typer.Option("--no-invisible-mark", help="Leave the marks in picture and sound out.")
-    ] = False,
+    no_manifest: NoManifest = False,
+    no_invisible_mark: NoInvisibleMark = False,
     visible_mark: Annotated[
         bool, typer.Option("--visible-mark", help='Show a small moving mark: "AI generated".')
     ] = False,
-    tell_prompt: Annotated[
-        bool,
-        typer.Option(
-            "--tell-prompt",
-            help="Sign the prompt itself, not its hash; the file's comment tells it either way.",
-        ),
-    ] = False,
+    tell_prompt: TellPrompt = False,
     sign_key: SignKey = None,
     sign_chain: SignChain = None,
     mark_key: MarkKey = None,
@@ -80,15 +77,15 @@ def generate(
         if asked.prompt is not None:
             raise UsageError(f"--resume {resume} has its own prompt; leave {asked.prompt!r} out")
         announcement = f"going on with {resume}, model {asked.checkpoint.name}"
-    signs = bool(sign_key or sign_chain) or not no_manifest
-    provenance = Provenance(
-        manifest=not no_manifest,
-        invisible=not no_invisible_mark,
+    provenance = provenance_of(
+        no_manifest=no_manifest,
+        no_invisible_mark=no_invisible_mark,
         visible=visible_mark,
         tell_prompt=tell_prompt,
-        identity=keys.opened(sign_key, sign_chain) if signs else None,
-        mark_key=read_mark_key(mark_key),
-    ).ready()
+        sign_key=sign_key,
+        sign_chain=sign_chain,
+        mark_key=mark_key,
+    )
     run = Run(path.with_suffix(".kinema"), save_every, keep_latents, provenance)
     with progress(announcement) as show:
         engine = asked.load()

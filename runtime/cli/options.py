@@ -201,7 +201,7 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
 
     by_name = inspect.Parameter.KEYWORD_ONLY
     every = [parameter.replace(kind=by_name) for parameter in (*shared.values(), *others)]
-    run.__signature__ = inspect.Signature(every)
+    run.__signature__ = inspect.Signature(every)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
     del run.__wrapped__
     return run

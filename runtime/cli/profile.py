@@ -124,6 +124,7 @@ def _fields(file: str) -> dict[str, Any]:
 
 def _size(text: str) -> tuple[int, int]:
     width, height = parse_size(text, "--at")
+    assert width is not None and height is not None
     return height, width
 
 

@@ -11,6 +11,7 @@ from .app import Debug, Json, app
 from .console import print_json, table
 
 if TYPE_CHECKING:
+    from ..provenance.marking import Provenance
     from ..provenance.verify import Verification
 
 HOW = {
@@ -21,6 +22,19 @@ HOW = {
     "nothing": "nothing found: no manifest and no mark",
 }
 
+NoManifest = Annotated[
+    bool, typer.Option("--no-manifest", help="Write no signed statement of how it was made.")
+]
+NoInvisibleMark = Annotated[
+    bool, typer.Option("--no-invisible-mark", help="Leave the marks in picture and sound out.")
+]
+TellPrompt = Annotated[
+    bool,
+    typer.Option(
+        "--tell-prompt",
+        help="Sign the prompt itself, not its hash; the file's comment tells it either way.",
+    ),
+]
 SignKey = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Who signs: a private key in PEM; else $KINEMA_SIGN_KEY."),
@@ -110,6 +124,31 @@ def _show(as_json: bool, key: str | None = None, chain: str | None = None) -> No
     if as_json:
         return print_json(told)
     print(table([(name, str(value)) for name, value in told.items()]))
+
+
+def provenance_of(
+    *,
+    no_manifest: bool,
+    no_invisible_mark: bool,
+    visible: bool,
+    tell_prompt: bool,
+    sign_key: str | None,
+    sign_chain: str | None,
+    mark_key: str | None,
+) -> Provenance:
+    """What the options say of files to be written; a key that cannot sign is refused here."""
+    from ..provenance import keys
+    from ..provenance.marking import Provenance
+
+    signs = bool(sign_key or sign_chain) or not no_manifest
+    return Provenance(
+        manifest=not no_manifest,
+        invisible=not no_invisible_mark,
+        visible=visible,
+        tell_prompt=tell_prompt,
+        identity=keys.opened(sign_key, sign_chain) if signs else None,
+        mark_key=read_mark_key(mark_key),
+    ).ready()
 
 
 def read_mark_key(file: str | None) -> bytes | None:

@@ -12,11 +12,22 @@ import typer
 
 from ..errors import KinemaError, UsageError
 from ..files import reason_of
+from ..serve.limits import Limits
 from .app import Debug, app
 from .console import say
+from .provenance import (
+    MarkKey,
+    NoInvisibleMark,
+    NoManifest,
+    SignChain,
+    SignKey,
+    TellPrompt,
+    provenance_of,
+)
 
 HOST, PORT, DATA = "127.0.0.1", 8000, "kinema-data"
 STOP_SECONDS = 10  # that answers under way may still take after SIGTERM
+MB = 1_000_000
 
 
 @app.command()
@@ -30,7 +41,9 @@ def serve(
         typer.Option(metavar="NAME=MODEL", help="Another name of a model; may be repeated."),
     ] = None,
     host: Annotated[str, typer.Option(help="Any but this machine's own needs keys.")] = HOST,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens.")] = PORT,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Where it listens.")
+    ] = PORT,
     data: Annotated[str, typer.Option(metavar="DIR", help="Where videos are kept.")] = DATA,
     database_url: Annotated[
         str | None, typer.Option(help="As SQLAlchemy has it; SQLite in --data if not given.")
@@ -38,7 +51,7 @@ def serve(
     api_key_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Who may ask: a key a line.")
     ] = None,
-    at_once: Annotated[int, typer.Option(min=1, help="Videos that take turns.")] = 4,
+    at_once: Annotated[int, typer.Option(metavar="N", min=1, help="Videos that take turns.")] = 4,
     keep: Annotated[
         float | None, typer.Option(metavar="HOURS", help="Delete videos so long after their end.")
     ] = None,
@@ -48,6 +61,33 @@ def serve(
     save_every: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="How much work a kill may cost.")
     ] = 5.0,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of each key; any number if not given.")
+    ] = Limits.requests_per_minute,
+    max_queued: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Videos of one key that wait; more get 429.")
+    ] = Limits.max_queued,
+    max_running: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Videos of one key that take turns.")
+    ] = Limits.max_running,
+    max_body: Annotated[
+        float, typer.Option(metavar="MB", min=0.001, help="Of a request; more gets 413.")
+    ] = round(Limits.max_body_bytes / MB),
+    max_starts: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Starts of a video that may end in a crash.")
+    ] = 3,
+    moderation: Annotated[
+        str, typer.Option(help="Prompts refused by a word list: off, minors, strict.")
+    ] = "minors",
+    no_manifest: NoManifest = False,
+    no_invisible_mark: NoInvisibleMark = False,
+    no_visible_mark: Annotated[
+        bool, typer.Option("--no-visible-mark", help='Leave the mark "AI generated" out.')
+    ] = False,
+    tell_prompt: TellPrompt = False,
+    sign_key: SignKey = None,
+    sign_chain: SignChain = None,
+    mark_key: MarkKey = None,
     allow_private: Annotated[
         bool,
         typer.Option("--allow-private", help="Fetch from, and call, private addresses too."),
@@ -75,16 +115,32 @@ def serve(
         save_seconds=save_every,
         keep_seconds=None if keep is None else int(keep * 3600),
         quota_bytes=None if quota is None else int(quota * 1e9),
+        max_starts=max_starts,
+        moderation=moderation,
+        provenance=provenance_of(
+            no_manifest=no_manifest,
+            no_invisible_mark=no_invisible_mark,
+            visible=not no_visible_mark,
+            tell_prompt=tell_prompt,
+            sign_key=sign_key,
+            sign_chain=sign_chain,
+            mark_key=mark_key,
+        ),
         allow_private=allow_private,
+        limits=Limits(
+            requests_per_minute=requests_per_minute,
+            max_queued=max_queued,
+            max_running=max_running,
+            max_body_bytes=round(max_body * MB),
+        ),
     )
     _run(sources, settings, host, port, device, dtype)
 
 
 def _run(sources, settings, host: str, port: int, device: str | None, dtype: str | None) -> None:
     try:
-        import uvicorn
-
         from ..serve.app import create_app
+        from ..serve.listening import listen
         from ..serve.logs import log_to_stderr
     except ImportError as error:
         raise _missing(error) from None
@@ -97,23 +153,20 @@ def _run(sources, settings, host: str, port: int, device: str | None, dtype: str
     }
     log_to_stderr()
     application = create_app(engines, settings)
-    config = uvicorn.Config(
-        application,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
     place = f"[{host}]" if ":" in host else host
     say(f"serving {', '.join(engines)} on http://{place}:{listening.getsockname()[1]}/v1")
     with suppress(KeyboardInterrupt):  # uvicorn has shut down by then, and says it again
-        uvicorn.Server(config).run(sockets=[listening])
+        listen(application, listening, STOP_SECONDS)
 
 
 def _bind(host: str, port: int) -> socket.socket:
     """A socket that does not listen yet. Raises `KinemaError` for a port that is taken."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = found
+        # asyncio sends at once, with TCP_NODELAY, only where the socket says that it is of TCP;
+        # else an answer's second packet waits 40 ms for the first to be acknowledged.
+        bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:

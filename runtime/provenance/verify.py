@@ -23,6 +23,12 @@ EXIT_CODES = {TRUSTED: 0, VALID: 0, INVALID: 1, MARKED: 4, NOTHING: 3}
 UNTRUSTED = "signingCredential.untrusted"
 MOST_FRAMES, MOST_SECONDS, MOST_PIXELS = 240, 60, 4 * 3840 * 2160  # that are looked at for marks
 MOST_ANCESTORS = 64
+# What may be looked into. A playlist, say, would have FFmpeg read other files and call addresses.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,ogg,gif,apng,image2,png_pipe,jpeg_pipe,"
+    "webp_pipe,wav,flac,mp3,aac,aiff"
+)
+LOCKS = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MOST_PIXELS)}
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ def _told(found: Found | None) -> dict[str, Any] | None:
 def _frames(path: Path) -> Iterator[np.ndarray]:
     """The first frames of a file, uint8 (height, width, 3), all of one size, as far as they can be
     decoded."""
-    import av
+    import av.error
 
     size = None
     for index, frame in enumerate(_decoded(path, "video")):
@@ -211,12 +217,13 @@ def _samples(path: Path) -> tuple[np.ndarray | None, int]:
 
 def _decoded(path: Path, kind: str) -> Iterator[Any]:
     """Frames of the first stream of a kind; it ends where nothing more can be decoded."""
-    import av
+    import av.error
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=LOCKS) as container:
             streams = getattr(container.streams, kind)
-            if streams:
+            if streams and streams[0].codec_context is not None:
+                streams[0].codec_context.options = {"max_pixels": str(MOST_PIXELS)}
                 yield from container.decode(streams[0])
     except (OSError, ValueError, IndexError, av.error.FFmpegError):
         return

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from ..errors import KinemaError, UsageError
 from .around import Around
+from .databases import is_full, trouble_of
 from .errors import APIError
 from .limits import LimitBody
 from .routes import ROUTERS
@@ -95,10 +96,13 @@ def _handle_errors(app: FastAPI) -> None:
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         if _disk_is_full(error):
             return _answer(request, full("the disk is full; delete some videos"))
+        if (trouble := trouble_of(error)) is not None:
+            log.error("the database does not answer: %s", trouble)
+            return _answer(request, _later())
         log.error("unexpected %s", type(error).__name__, exc_info=error)
         return _answer(request, APIError(500, "the server failed; its log says why"))
 
-    for kind in (KinemaError, OSError, OperationalError):
+    for kind in (KinemaError, OSError, SQLAlchemyError):
         app.exception_handler(kind)(unexpected)
 
 
@@ -108,11 +112,16 @@ def _answer(request: Request, error: APIError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers=error.headers)
 
 
+def _later() -> APIError:
+    message = "the database does not answer; try again"
+    return APIError(503, message, code="database_unavailable", headers={"Retry-After": "5"})
+
+
 def _disk_is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if isinstance(error, OperationalError) and "disk is full" in str(error.orig):
+        if is_full(error):
             return True
         error = error.__cause__
     return False

@@ -46,14 +46,21 @@ class Around:
 
         token = request_id.set(id)
         try:
-            with span(f"{scope['method']} {scope['path']}", id):
+            with span(scope["method"], id) as made:
                 await self.app(scope, receive, answer)
+                if made is not None:
+                    made.update_name(f"{scope['method']} {_route(scope)}")
+                    made.set_attribute("http.response.status_code", status)
         finally:
-            route = getattr(scope.get("route"), "path", "unknown")
-            self.metrics.answer.labels(scope["method"], route).observe(ms / 1000)
+            self.metrics.answer.labels(scope["method"], _route(scope)).observe(ms / 1000)
             fields = {"method": scope["method"], "path": scope["path"], "status": status}
             log.info("request", extra={"fields": {**fields, "ms": round(ms, 1)}})
             request_id.reset(token)
+
+
+def _route(scope: Scope) -> str:
+    """The route's path, the same for all ids."""
+    return getattr(scope.get("route"), "path", "unknown")
 
 
 @contextmanager

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..request import MAX_GUIDANCE_SCALE, MAX_PROMPT_CHARS, MAX_SEED
+from .characters import MAX_NAME
 from .errors import APIError
 from .orders import MAX_SECONDS, SIDES, STRENGTH
 
+UNFIT = re.compile("[\x00\ud800-\udfff]")  # for a database, and no character anyway
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+MAX_SHOTS, MAX_VARIATIONS, MAX_CHARACTERS = 50, 4, 2
 Model = TypeVar("Model", bound=BaseModel)
 PICTURE = {
     "description": "a file (jpg, png, webp), an object with image_url (a URL or a data: URL) or"
     " file_id, or such an object as JSON text"
 }
-CLIP = {"description": "an MP4 file, or an object with the id of a video, also as JSON text"}
+CLIP = {
+    "description": "an MP4 file, or an object with the id of a video or the file_id of an MP4 file,"
+    " also as JSON text"
+}
 
 
 class Fields(BaseModel):
@@ -28,9 +35,9 @@ class Fields(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_zero_byte(cls, value: Any) -> Any:
-        if isinstance(value, str) and "\x00" in value:
-            raise ValueError("it holds a zero byte")
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and UNFIT.search(value):
+            raise ValueError("it holds a zero byte or half a character")
         return value
 
 
@@ -56,6 +63,31 @@ class Made(Remixed):
     steps: int | None = Field(None, ge=1, le=1000)
     guidance_scale: float | None = Field(None, ge=1, le=MAX_GUIDANCE_SCALE)
     fps: float | None = Field(None, ge=1, le=120)
+    variations: int = Field(1, ge=1, le=MAX_VARIATIONS, description="with seeds one after another")
+
+
+class Shot(BaseModel):
+    """One shot of a storyboard."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start: float = Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False, description="in seconds")
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if UNFIT.search(value) or not value.strip():
+            raise ValueError("it says nothing; say what to show")
+        return value
+
+
+class Appearing(BaseModel):
+    """A character that appears in a video."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(min_length=1, max_length=64)
 
 
 class Created(Made):
@@ -64,6 +96,29 @@ class Created(Made):
     seconds: str = Field("4", description=f"above 0, at most {MAX_SECONDS}")
     size: str = Field("720x1280", description="WxH, even sides")
     input_reference: Any = Field(None, json_schema_extra=PICTURE)
+    storyboard: list[Shot] | None = Field(None, min_length=1, max_length=MAX_SHOTS)
+    transition: Literal["continue", "cut"] | None = None
+    characters: list[Appearing] | None = Field(None, max_length=MAX_CHARACTERS)
+
+    @field_validator("storyboard", mode="before")
+    @classmethod
+    def _storyboard(cls, value: Any) -> Any:
+        return _list(value, "start and prompt")
+
+    @field_validator("characters", mode="before")
+    @classmethod
+    def _characters(cls, value: Any) -> Any:
+        return _list(value, "the id of a character")
+
+    @field_validator("storyboard")
+    @classmethod
+    def _ascends(cls, value: list[Shot] | None) -> list[Shot] | None:
+        for before, after in pairwise(value or ()):
+            if after.start <= before.start:
+                raise ValueError(
+                    f"a shot starts at {after.start:g} after one at {before.start:g}; starts ascend"
+                )
+        return value
 
     @field_validator("seconds", mode="before")
     @classmethod
@@ -79,7 +134,7 @@ class Created(Made):
     @field_validator("input_reference", mode="before")
     @classmethod
     def _reference(cls, value: Any) -> Any:
-        return _read(value, ("image_url", "file_id"))
+        return None if value is None else _read(value, ("image_url", "file_id"))
 
 
 class Edited(Made):
@@ -91,7 +146,7 @@ class Edited(Made):
     @field_validator("video", mode="before")
     @classmethod
     def _video(cls, value: Any) -> Any:
-        return _read(value, ("id",))
+        return _read(value, ("id", "file_id"))
 
 
 class Extended(Made):
@@ -99,6 +154,7 @@ class Extended(Made):
 
     video: Any = Field(json_schema_extra=CLIP)
     seconds: str = Field("4", description="how much longer it becomes")
+    direction: Literal["forward", "backward"] = "forward"
 
     @field_validator("seconds", mode="before")
     @classmethod
@@ -108,7 +164,26 @@ class Extended(Made):
     @field_validator("video", mode="before")
     @classmethod
     def _video(cls, value: Any) -> Any:
-        return _read(value, ("id",))
+        return _read(value, ("id", "file_id"))
+
+
+class Shown(Fields):
+    """The body of POST /v1/videos/characters."""
+
+    name: str = Field(min_length=1, max_length=MAX_NAME)
+    video: Any = Field(json_schema_extra=CLIP)
+
+    @field_validator("name")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("it is empty; prompts call the character by it")
+        return value
+
+    @field_validator("video", mode="before")
+    @classmethod
+    def _video(cls, value: Any) -> Any:
+        return _read(value, ("id", "file_id"))
 
 
 def check(model: type[Model], fields: dict[str, Any]) -> Model:
@@ -119,7 +194,8 @@ def check(model: type[Model], fields: dict[str, Any]) -> Model:
         first = error.errors(include_url=False, include_context=False)[0]
         param = ".".join(str(part) for part in first["loc"])[:80] or None
         if first["type"] == "extra_forbidden":
-            known = ", ".join(model.model_fields)
+            inner = {"storyboard": Shot, "characters": Appearing}.get(first["loc"][0], model)
+            known = ", ".join((model if len(first["loc"]) == 1 else inner).model_fields)
             raise APIError(
                 400,
                 f"unknown field {param!r}; known are {known}",
@@ -152,9 +228,19 @@ def _length(value: Any) -> str:
     return f"{seconds:g}"
 
 
+def _list(value: Any, names: str) -> Any:
+    """A list of objects, which a form may have as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError(f"a list of objects with {names} is expected") from None
+
+
 def _read(value: Any, names: tuple[str, ...]) -> Any:
     """A file as it is; else an object with exactly one of the names."""
-    if value is None or hasattr(value, "file"):
+    if hasattr(value, "file"):
         return value
     if isinstance(value, str):
         try:

@@ -34,8 +34,13 @@ def check(engine: Engine) -> None:
 
 
 @torch.inference_mode()
-def edited(engine: Engine, request: Request, source: Source, strength: float) -> Request:
-    """The request, begun at sigma `strength` from the source instead of at noise."""
+def edited(
+    engine: Engine, request: Request, source: Source, strength: float, start: int = 0
+) -> Request:
+    """The request, begun at sigma `strength` from the source instead of at noise.
+
+    start: the frame of the source that is the request's first.
+    """
     plan = engine.plan(request)
     sigmas = pipeline.table_of(plan, engine.scheduler_config).sigmas.tolist()
     left = tuple(dict.fromkeys(sigma for sigma in sigmas if 0 < sigma <= strength))
@@ -45,7 +50,7 @@ def edited(engine: Engine, request: Request, source: Source, strength: float) ->
     generator = torch.Generator("cpu").manual_seed(plan.seed)
     noise = pipeline.start(request, plan, generator)
     tracks, _ = pipeline.scheduled(plan, engine.scheduler_config, generator)
-    clean, mixed = latents_of(engine, plan, source), noise.clone()
+    clean, mixed = latents_of(engine, plan, source, start), noise.clone()
     for track in tracks:
         sigma = float(track.schedule.sigmas[0])
         rows = (..., track.rows, slice(None))
@@ -53,9 +58,10 @@ def edited(engine: Engine, request: Request, source: Source, strength: float) ->
     return replace(request, latents=mixed)
 
 
-def latents_of(engine: Engine, plan: Plan, source: Source) -> Tensor:
-    """Latents (1, C, F, H, W) in fp32 of a video's picture and sound, at a plan's size."""
-    frames = source.first(plan.num_frames, plan.fps)
+def latents_of(engine: Engine, plan: Plan, source: Source, start: int) -> Tensor:
+    """Latents (1, C, F, H, W) in fp32 of a video's picture and sound from a frame on, at a plan's
+    size."""
+    frames = source.first(plan.num_frames, plan.fps, start)
     pixels = [
         to_pixels(_image(pictures.cover(frame, plan.width, plan.height)), plan.height, plan.width)
         for frame in frames
@@ -70,7 +76,8 @@ def latents_of(engine: Engine, plan: Plan, source: Source) -> Tensor:
     if engine.sound is None:
         return picture.cpu()
     config = engine.sound.config
-    wave = source.sound(config.sample_rate, plan.num_frames / config.fps)[:, 0]
+    wave = source.sound(config.sample_rate, (start + plan.num_frames) / config.fps)[:, 0]
+    wave = wave[round(start * config.sample_rate / config.fps) :]
     codes = engine.sound.encode(torch.from_numpy(wave).to(engine.device), plan.num_frames)
     return torch.cat([picture.cpu(), engine.sound.to_rows(codes[None]).cpu()], dim=-2)
 

@@ -1,4 +1,4 @@
-"""Removes what has expired, and folders that belong to no video."""
+"""Removes videos and files that have expired, and folders that belong to no video."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
+from . import characters, files
+from .databases import log_failure
 from .tables import now
 from .videos import Video
 
@@ -50,10 +52,12 @@ class Janitor:
             lone = folder.name not in known and folder.name not in server.runs.live
             if lone and time.time() - folder.stat().st_mtime > LEFT_ALONE:
                 shutil.rmtree(folder, ignore_errors=True)
+        files.sweep(server, LEFT_ALONE)
+        characters.sweep(server, LEFT_ALONE)
 
     def _run(self) -> None:
         while not self._stopping.wait(EVERY):
             try:
                 self.sweep()
-            except Exception:
-                log.exception("sweeping failed")
+            except Exception as error:
+                log_failure(log, "sweeping", error)

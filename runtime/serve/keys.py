@@ -10,10 +10,11 @@ import hmac
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 
 from ..errors import UsageError
-from ..files import reason_of
+from ..files import beside, reason_of
 
 LOCAL = "local"  # who asks where no keys are needed
 HASH = re.compile(r"sha256:([0-9a-f]{64})")
@@ -75,7 +76,8 @@ def _hash_of(line: str, path: Path) -> str:
 def new_key(path: Path, name: str) -> str:
     """Make a key and add its hash to a file, which is made for its owner alone; returns the key.
 
-    It is not kept, so it is told now or never. Raises `UsageError` for a name that cannot be.
+    It is not kept, so it is told now or never. Raises `UsageError` for a name that cannot be, or
+    that the file has.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"key name {name[:80]!r} must be 1 to 80 of A-Z a-z 0-9 _ . @ -")
@@ -84,12 +86,50 @@ def new_key(path: Path, name: str) -> str:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(handle, "r+") as file:
             told = file.read()
+            if name in map(_name_of, told.splitlines()):
+                raise UsageError(
+                    f"key file {str(path)!r} has a key named {name!r}; remove it first"
+                )
             begin = "\n" if told and not told.endswith("\n") else ""
             file.write(f"{begin}{name}: sha256:{_hashed(key)}\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = reason_of(error)
         raise UsageError(f"key file {str(path)!r} cannot be written: {reason}") from None
     return key
+
+
+def list_keys(path: Path) -> list[tuple[str, str]]:
+    """The name of each key of a file, "" for none, and the owner that its videos belong to."""
+    Keys.from_file(path)  # raises what a server would
+    lines = [line for line in path.read_text().splitlines() if line.split("#")[0].strip()]
+    hashes = [_hash_of(line.split("#")[0].strip(), path) for line in lines]
+    return [(_name_of(line), f"key_{hash[:16]}") for line, hash in zip(lines, hashes, strict=True)]
+
+
+def remove_key(path: Path, name: str) -> None:
+    """Take a key out of a file. Raises `UsageError` where no key has the name."""
+    names = [known for known, _ in list_keys(path)]
+    if name not in names:
+        known = ", ".join(filter(None, names)) or "none has one"
+        raise UsageError(f"key file {str(path)!r} has no key named {name[:80]!r}; names: {known}")
+    lines = path.read_text().splitlines(keepends=True)
+    part = beside(path)
+    try:
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.writelines(line for line in lines if _name_of(line) != name)
+        os.chmod(part, stat.S_IMODE(path.stat().st_mode))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        reason = reason_of(error)
+        raise UsageError(f"key file {str(path)!r} cannot be written: {reason}") from None
+
+
+def _name_of(line: str) -> str:
+    """Of a line of the file; "" where it has none."""
+    name, colon, _ = line.split("#")[0].partition(": ")
+    return name.strip() if colon else ""
 
 
 def _hashed(key: str) -> str:

@@ -62,10 +62,11 @@ class Limiter:
         message = f"more than {most} requests in a minute"
         raise _later(message, "rate_limit_exceeded", wait)
 
-    def queue(self, owner: str, queued: int, seconds_left: float | None) -> None:
-        """One more video, beside `queued` of the owner's that wait."""
-        if queued >= self.limits.max_queued:
+    def queue(self, owner: str, queued: int, seconds_left: float | None, coming: int = 1) -> None:
+        """So many more videos, beside `queued` of the owner's that wait; all or none."""
+        if queued + coming > self.limits.max_queued:
             message = f"{queued} videos wait; at most {self.limits.max_queued} may"
+            message += f", and {coming} would come" if coming > 1 else ""
             raise _later(message, "queue_full", min(seconds_left or 1.0, MINUTE))
 
 

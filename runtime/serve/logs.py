@@ -1,14 +1,28 @@
-"""A log of JSON lines, each with the id of the request it belongs to. No header is ever logged."""
+"""A log of JSON lines, each with the id of the request it belongs to.
+
+No header, query, body or prompt is logged. What looks like a secret in others' messages and in
+tracebacks is left out.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from contextvars import ContextVar
 from typing import Any
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+# Credentials in a URL; what follows `Bearer`; signing secrets of webhooks; keys of `keys.new_key`.
+SECRETS = re.compile(
+    r"(?<=://)[^/@\s'\"]+(?=@)|(?<=[Bb]earer )[^\s,;'\"]+|whsec_[\w+/=-]+|kinema-[\w-]{43}(?![\w-])"
+)
+
+
+def hide(text: str) -> str:
+    """A text without what looks like a secret."""
+    return SECRETS.sub("***", text)
 
 
 class AsJson(logging.Formatter):
@@ -19,12 +33,12 @@ class AsJson(logging.Formatter):
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": hide(record.getMessage()),
             "request_id": request_id.get(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = hide(self.formatException(record.exc_info))
         return json.dumps({name: value for name, value in line.items() if value is not None})
 
 

@@ -21,17 +21,20 @@ from ..provenance.marking import marking
 from ..recording import Recording
 from . import pictures
 from .edits import edited
-from .orders import SOURCE, Order, Part, parts_of, settle
-from .sources import Source
+from .orders import BACKWARD, PARENT, SOURCE, Order, Part, overlap_of, parts_of, settle
+from .sources import Edges, Source, keep_edges, neighbours, source_edges
 
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..plan import Plan
+    from ..provenance.marking import Provenance
     from ..session import Session
 
 VIDEO, RUN = "video.mp4", ".kinema"
 PREVIEW_EVERY = 0.5  # seconds; a preview costs about one step of the smallest model
 DECODING = 0.1  # of the progress that is shown
+AT_ONCE = 8  # frames that are read back together
+FADE = 0.03  # seconds in which the sound of one part passes into that of the next
 
 
 class Paused(KinemaError):
@@ -49,20 +52,29 @@ class Making:
         save_seconds: float,
         told: Callable[[str, dict[str, Any]], None],
         watched: Callable[[], bool],
+        provenance: Provenance | None = None,
     ) -> None:
         self.engine, self.order, self.folder = engine, order, folder
         self.save_seconds, self.told, self.watched = save_seconds, told, watched
+        self.provenance = provenance
         self.parts = parts_of(order, engine.checkpoint)
+        presets = presets_of(engine.checkpoint)
+        self._fps, self._overlap = order.fps or presets.fps, overlap_of(presets) or 1
         self.report: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}  # spent, by stage
         self.num_frames, self.stopping, self.stopped = 0, False, False
+        self._backward = order.direction == BACKWARD
         self._audio: list[np.ndarray] = []
-        self._tail: list[np.ndarray] = []
+        self._beyond = np.zeros((0, 1), np.float32)  # sound of a part after what is kept of it
+        self._held: list[np.ndarray] = []
+        self._head: list[np.ndarray] = []  # how what is made begins
+        self._tail: list[np.ndarray] = []  # what the next part is shown: the end, or the start
+        self.saved = False  # whether a start after this one would be further than this one was
         self._saved_at = self._shown_at = time.monotonic()
         _clear(folder)
         self.source = Source(folder / SOURCE) if order.kind != "create" else None
         if order.kind == "extension":
-            self._tail = self.source.last(self.parts[0].overlap)
+            self._tail = neighbours(folder, order, self.parts[0].overlap, self._fps)
         self.session = self._open(self.parts[0])
 
     # ---- what a scheduler asks of a session ------------------------------------------------------
@@ -87,16 +99,23 @@ class Making:
     def work(self) -> Iterator[Progress]:
         """All that is left, a part at a time; the file is there when it ends."""
         plan, size = self.plan, (self.order.height, self.order.width)
-        mark = marking(None, self.engine.origin(self.session.request), size, plan.fps)
+        origin = self.engine.origin(self.session.request)
+        mark = marking(self.provenance, origin, size, plan.fps, self._parent())
         with Recording(self.video, plan.fps, plan.sample_rate, marking=mark) as recording:
-            self._lead(recording)
+            if not self._backward:
+                self._add_source(recording)
             for part in self.parts:
                 if part.number:
                     self.session = self._open(part)
                 yield from self._make(part, recording)
+            if self._backward:
+                self._add_made(recording)
+                self._add_source(recording)
             audio = np.concatenate(self._audio) if self._audio else None
-            recording.finish(audio, {**self.report, "served": self.served})
-        pictures.show(self.video, self.num_frames)
+            report = {**self.report, "served": self.served}
+            recording.finish(audio, report)
+        keep_edges(self.folder, self._edges(), self._fps)
+        pictures.show(self.video, self.num_frames, mark, report)
 
     @property
     def served(self) -> dict[str, Any]:
@@ -109,13 +128,15 @@ class Making:
         """Remove what is of use only while the video is made."""
         for part in self.parts:
             self._file(part).unlink(missing_ok=True)
+            self._made(part).unlink(missing_ok=True)
 
     # ---- inside ----------------------------------------------------------------------------------
 
     def _make(self, part: Part, recording: Recording) -> Iterator[Progress]:
         """One part: its steps, saved and shown, and its frames into the file."""
         chunks: list[np.ndarray] = []
-        skip, kept = part.overlap, []
+        first = 0 if self._backward else part.overlap
+        seen, edge = 0, []
         for progress in self.session.work(chunks.append):
             self._tell(part, progress)
             yield progress
@@ -125,33 +146,92 @@ class Making:
             if progress.stage == "denoise":
                 self._keep(part, progress)
             for chunk in chunks:
-                new, skip = chunk[skip:], max(0, skip - len(chunk))
-                self.num_frames += len(new)
-                kept = [*kept, *chunk][-8:]
-                recording.add(pictures.fit(new, self.order.width, self.order.height))
+                mine = chunk[: max(0, first + part.kept - seen)]
+                self._add(mine[max(0, first - seen) :], recording)
+                edge, seen = self._edge(edge, mine), seen + len(chunk)
             chunks.clear()
-        self._tail = kept
+        self._tail = edge
         self._end(part)
 
+    def _edge(self, before: list[np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
+        """The frames of a part that the next one may be shown."""
+        both = [*before, *frames]
+        return both[: self._overlap] if self._backward else both[-self._overlap :]
+
+    def _add(self, frames: np.ndarray, recording: Recording) -> None:
+        """New frames; what is made from the end to the start waits."""
+        self.num_frames += len(frames)
+        self._head = [*self._head, *frames][: self._overlap]
+        if self._backward:
+            self._held.append(frames)
+        elif len(frames):
+            recording.add(pictures.fit(frames, self.order.width, self.order.height))
+
+    def _add_made(self, recording: Recording) -> None:
+        for part in reversed(self.parts):
+            frames = np.load(self._made(part), mmap_mode="r")
+            for start in range(0, len(frames), AT_ONCE):
+                chunk = np.array(frames[start : start + AT_ONCE])
+                recording.add(pictures.fit(chunk, self.order.width, self.order.height))
+            self._made(part).unlink()
+
+    def _edges(self) -> Edges:
+        """How the whole begins and ends, as far as that was made here."""
+        if self.order.kind != "extension":
+            return {"start": np.stack(self._head), "end": np.stack(self._tail)}
+        edge = "start" if self._backward else "end"
+        return {**source_edges(self.folder, self._fps), edge: np.stack(self._tail)}
+
+    def _parent(self) -> Path | None:
+        """The file that the video names as the one it is made from."""
+        files = (self.folder / name for name in (PARENT, SOURCE))
+        return next((file for file in files if file.exists()), None)
+
     def _end(self, part: Part) -> None:
-        video, plan = self.session.video, self.plan
+        video = self.session.video
         for stage, seconds in self.session.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.report = video.report
+        if self._backward:
+            np.save(self._made(part), np.concatenate(self._held))
+            self._held.clear()
         if video.audio is not None:
-            there = round(part.overlap * plan.sample_rate / plan.fps)
-            self._audio.append(video.audio[there:])
+            self._add_sound(part, video.audio.copy())
 
-    def _lead(self, recording: Recording) -> None:
-        """An extension begins with its source."""
+    def _add_sound(self, part: Part, samples: np.ndarray) -> None:
+        """A part's, between what is there of it; of the same moments one passes into the other."""
+        rate = self.plan.sample_rate / self.plan.fps
+        first = 0 if self._backward else round(part.overlap * rate)
+        until = first + round(part.kept * rate)
+        there, new, beyond = samples[:first], samples[first:until], samples[until:]
+        if not self._backward:
+            if self._audio:
+                fade_out(self._audio[-1], there, self._fade)
+            self._audio.append(new)
+            return
+        if self._audio:
+            fade_in(self._audio[0], beyond, self._fade)
+        else:
+            self._beyond = beyond
+        self._audio.insert(0, new)
+
+    @property
+    def _fade(self) -> int:
+        """Samples."""
+        return round(FADE * self.plan.sample_rate)
+
+    def _add_source(self, recording: Recording) -> None:
+        """An extension begins, or ends, with its source."""
         if self.order.kind != "extension":
             return
-        plan = self.plan
+        plan, count = self.plan, 0
         for frame in self.source.at(plan.fps):
             recording.add(pictures.fit(frame[None], self.order.width, self.order.height))
-            self.num_frames += 1
+            count += 1
+        self.num_frames += count
         if plan.sample_rate is not None:
-            self._audio.append(self.source.sound(plan.sample_rate, self.num_frames / plan.fps))
+            self._audio.append(self.source.sound(plan.sample_rate, count / plan.fps))
+            fade_in(self._audio[-1], self._beyond, self._fade)
 
     def _open(self, part: Part) -> Session:
         """A part's session, from its file where there is one that can go on."""
@@ -163,9 +243,12 @@ class Making:
         presets, before = presets_of(self.engine.checkpoint), None
         if part.overlap:
             before = self._tail[-part.overlap :]
+            before = before[:1] * (part.overlap - len(before)) + before
         request = self.order.request(presets, part, self.folder, before)
         if self.order.kind == "edit":
-            request = edited(self.engine, request, self.source, self.order.strength)
+            start = sum(before.kept for before in self.parts[: part.number]) - part.overlap
+            strength = self.order.strength
+            request = edited(self.engine, request, self.source, strength, start)
         return self.engine.session(request)
 
     def _keep(self, part: Part, progress: Progress) -> None:
@@ -173,7 +256,7 @@ class Making:
         between = len(self.parts) > 1 and progress.index == progress.total
         if between or time.monotonic() - self._saved_at >= self.save_seconds:
             self.session.save(self._file(part))
-            self._saved_at = time.monotonic()
+            self.saved, self._saved_at = True, time.monotonic()
 
     def _tell(self, part: Part, progress: Progress) -> None:
         self.told("progress", {"progress": self._percent(part, progress), **vars(progress)})
@@ -192,6 +275,9 @@ class Making:
         whole = (part.number + here.get(progress.stage, 0.0)) / len(self.parts)
         return min(99, int(100 * whole))
 
+    def _made(self, part: Part) -> Path:
+        return self.folder / f"made-{part.number}.npy"
+
     def _file(self, part: Part) -> Path:
         return self.folder / f"run-{part.number}{RUN}"
 
@@ -200,3 +286,15 @@ def _clear(folder: Path) -> None:
     """Remove what a kill left half-written."""
     for file in folder.glob(".kinema-*.part"):
         file.unlink(missing_ok=True)
+
+
+def fade_out(samples: np.ndarray, others: np.ndarray, most: int) -> None:
+    """Let samples (n, channels) end as others, of the same moment, do, so that none clicks."""
+    if count := min(most, len(samples), len(others)):
+        weight = np.linspace(0, 1, count, dtype=np.float32)[:, None]
+        samples[-count:] += weight * (others[-count:] - samples[-count:])
+
+
+def fade_in(samples: np.ndarray, others: np.ndarray, most: int) -> None:
+    """Let samples (n, channels) begin as others do."""
+    fade_out(samples[::-1], others[::-1], most)

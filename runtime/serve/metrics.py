@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from typing import TYPE_CHECKING
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from sqlalchemy.exc import SQLAlchemyError
 
 from . import videos
 
@@ -61,9 +63,12 @@ class Metrics:
         """What Prometheus reads."""
         return generate_latest(self.registry)
 
-    def _queued(self) -> int:
-        with self.server.store.session() as session:
-            return videos.waiting(session)
+    def _queued(self) -> float:
+        try:
+            with self.server.store.session() as session:
+                return videos.waiting(session)
+        except SQLAlchemyError:
+            return math.nan  # what else there is to see matters all the more
 
 
 def _memory() -> int:

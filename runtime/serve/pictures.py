@@ -59,9 +59,12 @@ def read(path: Path) -> np.ndarray:
 
 
 def show(
-    video: Path, num_frames: int, mark: Marking | None = None, report: Mapping[str, Any] | None = None
+    video: Path,
+    num_frames: int,
+    mark: Marking | None = None,
+    report: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the thumbnail and the sheet of a finished video beside it, marked and signed as it is."""
+    """Write the thumbnail and sheet of a finished video beside it, marked and signed like it."""
     picked = np.unique(np.linspace(0, num_frames - 1, min(CELLS, num_frames)).round().astype(int))
     frames = list(_pick(video, set(picked.tolist())))
     thumbnail = Image.fromarray(frames[len(frames) // 2])

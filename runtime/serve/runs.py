@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import Cancelled, KinemaError, UsageError
 from ..scheduler import StepScheduler
+from .attempts import Attempts, Crashed
+from .databases import log_failure, trouble_of
 from .making import RUN, Making, Paused
 from .orders import Order
 from .tables import now
-from .videos import COMPLETED, FAILED, IN_PROGRESS, PENDING, QUEUED, Video
+from .videos import COMPLETED, FAILED, IN_PROGRESS, PENDING, QUEUED, Video, locked
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -55,6 +58,7 @@ class Live:
     events: list[dict[str, Any]] = field(default_factory=list)
     preview: tuple[int, dict[str, Any]] = (0, {})  # and how many there were
     watched_at: float = -WATCHED_SECONDS
+    suspect: bool = False  # the process has ended before while it was made
 
     def tell(self, kind: str, values: dict[str, Any]) -> None:
         """Note an event; of previews the last one is kept."""
@@ -70,6 +74,11 @@ class Live:
 
     def watched(self) -> bool:
         return time.monotonic() - self.watched_at < WATCHED_SECONDS
+
+    @property
+    def proven(self) -> bool:
+        """Whether it has got further than any start before."""
+        return self.making is not None and self.making.saved
 
     @property
     def seconds_left(self) -> float:
@@ -90,8 +99,10 @@ class Runs:
             for name, engine in server.engines.items()
         }
         self.live: dict[str, Live] = {}
+        self.attempts = Attempts(server)
         self._lock, self._changed = threading.RLock(), threading.Condition()
         self._ended: list[Live] = []
+        self._unwritten: list[tuple[Live, BaseException | None]] = []
         self._woken, self.stopping = False, False
         self._thread = threading.Thread(target=self._run, name="kinema-runs", daemon=True)
 
@@ -100,6 +111,7 @@ class Runs:
         with self.server.store.session() as session:
             for video in session.scalars(select(Video).where(Video.status == IN_PROGRESS)):
                 video.status = QUEUED  # its saved run is in its folder
+                self.attempts.take_up(video)
         self._thread.start()
         self.wake()
 
@@ -124,6 +136,7 @@ class Runs:
             for live in running:
                 if live.making is not None:
                     live.making.stopping = True
+        self.attempts.forgive()
         until = time.monotonic() + timeout
         for live in running:
             while live.job is not None and not live.job.done() and time.monotonic() < until:
@@ -142,6 +155,9 @@ class Runs:
                 self._changed.wait_for(lambda: self._woken, timeout=5.0)
                 self._woken, ended = False, self._ended
                 self._ended = []
+            unwritten, self._unwritten = self._unwritten, []
+            for live, error in unwritten:
+                self._safely(lambda live=live, error=error: self._set_down(live, error))
             for live in ended:
                 self._safely(lambda live=live: self._end(live))
             if self.stopping and not self.live:
@@ -153,17 +169,29 @@ class Runs:
         """A database that fails now may work later; whoever waits is looked at again."""
         try:
             work()
-        except Exception:
-            log.exception("work on accepted videos failed")
+        except Exception as error:
+            log_failure(log, "work on accepted videos", error)
 
     def _fill(self) -> None:
-        """Start those that may run, the first that came first."""
+        """Start those that may run, the first that came first.
+
+        One in progress but not at work is one whose start was noted when the connection broke.
+        """
+        self.server.store.claim.hold()
+        waits = Video.status.in_(PENDING), Video.id.not_in(list(self.live))
         with self.server.store.session() as session:
-            query = select(Video).where(Video.status == QUEUED).order_by(Video.number)
-            queued = list(session.scalars(query))
-        for video in queued:
+            waiting = list(session.scalars(select(Video).where(*waits).order_by(Video.number)))
+        for video in waiting:
+            if self._in_doubt(video):
+                return
             if self._may_run(video.owner):
                 self._start(video)
+
+    def _in_doubt(self, video: Video) -> bool:
+        """Whether nothing may start yet: one that may have ended the process before has company
+        only of those that have got further meanwhile, so that it takes no other one with it."""
+        unproven = [live for live in self.live.values() if not live.proven]
+        return any(live.suspect for live in unproven) or bool(video.attempts and unproven)
 
     def _may_run(self, owner: str) -> bool:
         own = sum(live.owner == owner for live in self.live.values())
@@ -173,13 +201,15 @@ class Runs:
     def _start(self, video: Video) -> None:
         server, live = self.server, Live(video.id, video.owner, video.expected)
         with server.store.session() as session:
-            found = session.scalar(select(Video).where(Video.id == video.id))
-            if found is None or found.status != QUEUED:
+            found = locked(session, video.id)
+            if found is None or found.status not in PENDING:
                 return  # deleted or cancelled meanwhile
-            found.status = IN_PROGRESS
+            found.status, live.suspect = IN_PROGRESS, found.attempts > 0
+            self.attempts.begin(found)
         with self._lock:
             self.live[video.id] = live
         try:
+            self.attempts.begun(found)
             name = server.resolve(video.model)
             live.making = Making(
                 server.engines[name],
@@ -188,6 +218,7 @@ class Runs:
                 server.settings.save_seconds,
                 live.tell,
                 live.watched,
+                server.settings.provenance,
             )
             live.job = self.schedulers[name].submit(live.making)
             live.job.listen(lambda event: self._hear(live, event))
@@ -217,27 +248,38 @@ class Runs:
     # ---- the outcome -----------------------------------------------------------------------------
 
     def _set_down(self, live: Live, error: BaseException | None) -> None:
-        """Write what became of a video, and make room for another."""
+        """Write what became of a video, and make room for another.
+
+        While the database does not answer, it is kept to be written later.
+        """
+        kept = False
         try:
             if not isinstance(error, Paused) and not (self.stopping and was_stopped(error)):
                 self._write(live, error)
+        except SQLAlchemyError as failure:
+            kept = trouble_of(failure) is not None and not self.stopping
+            raise
         finally:
-            with self._lock:
-                self.live.pop(live.id, None)
-            self.wake()
+            if kept:
+                self._unwritten.append((live, error))
+            else:
+                with self._lock:
+                    self.live.pop(live.id, None)
+                self.wake()
 
     def _write(self, live: Live, error: BaseException | None) -> None:
         server, folder = self.server, self.server.folder(live.id)
         with server.store.session() as session:
-            video = session.scalar(select(Video).where(Video.id == live.id))
+            video = locked(session, live.id)
             if video is not None and video.status in PENDING:
                 self._note(video, live, error)
                 kind = f"video.{video.status}"
-                server.webhooks.video_event(session, video.owner, kind, video.id)
+                server.webhooks.ended(session, video.owner, kind, video.id)
         if video is None:
             shutil.rmtree(folder, ignore_errors=True)
         elif live.making is not None:
             live.making.finish()
+        self.attempts.clear(live.id)
         server.metrics.ended("deleted" if video is None else video.status, live.making)
         server.webhooks.wake()
 
@@ -265,6 +307,8 @@ def error_of(error: BaseException) -> dict[str, Any]:
     """A failed video's error, without what is inside for one that was not expected."""
     if isinstance(error, Cancelled):
         return {"code": "cancelled", "message": "the video was cancelled"}
+    if isinstance(error, Crashed):
+        return {"code": "crashed", "message": str(error)}
     if isinstance(error, UsageError):
         return {"code": "invalid_request", "message": str(error)}
     if isinstance(error, KinemaError):

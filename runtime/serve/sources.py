@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ..clips import open_frames
+from ..files import whole_or_nothing
 from ..media import fit_samples
+from .orders import BACKWARD, SOURCE, Order
+
+# A video's first and last frames as the model made them: no codec, no mark, its own size.
+EDGES, SOURCE_EDGES = "edges.npz", "source-edges.npz"
 
 
 class Source:
@@ -35,16 +41,14 @@ class Source:
                 yield frame
             shown = max(shown, until)
 
-    def first(self, count: int, fps: float) -> list[np.ndarray]:
-        """So many frames from the start on; the last one stands where there are too few."""
-        frames = list(islice(self.at(fps), count))
+    def first(self, count: int, fps: float, start: int = 0) -> list[np.ndarray]:
+        """So many frames from one on; the last one stands where there are too few."""
+        frames = list(islice(self.at(fps), start, start + count)) or self.last(1, fps)
         return frames + frames[-1:] * (count - len(frames))
 
-    def last(self, count: int) -> list[np.ndarray]:
-        """The last frames, at its own rate; the first one stands where there are too few."""
-        frames: list[np.ndarray] = []
-        for frame in open_frames(self.path):
-            frames = [*frames, frame][-count:]
+    def last(self, count: int, fps: float) -> list[np.ndarray]:
+        """The last frames; the first one stands where there are too few."""
+        frames = list(deque(self.at(fps), count))
         return frames[:1] * (count - len(frames)) + frames
 
     def sound(self, sample_rate: int, seconds: float) -> np.ndarray:
@@ -59,3 +63,31 @@ class Source:
                     parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
                 parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
         return fit_samples(np.concatenate(parts)[:, None], round(seconds * sample_rate))
+
+
+Edges = dict[str, np.ndarray]  # "start" and "end", frames (n, h, w, 3), where they are known
+
+
+def keep_edges(folder: Path, edges: Edges, fps: float) -> None:
+    """Keep them for whoever goes on from a finished video."""
+    with whole_or_nothing(folder / EDGES) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, fps=np.float64(fps), **edges)
+
+
+def source_edges(folder: Path, fps: float) -> Edges:
+    """Those of an extension's source, where they are known at this rate."""
+    if not (folder / SOURCE_EDGES).exists():
+        return {}
+    with np.load(folder / SOURCE_EDGES) as kept:
+        known = {name: kept[name] for name in kept.files}
+    return known if known.pop("fps") == fps else {}
+
+
+def neighbours(folder: Path, order: Order, count: int, fps: float) -> list[np.ndarray]:
+    """The frames that an extension is shown: its source's last, or first if it comes before it."""
+    source, edges = Source(folder / SOURCE), source_edges(folder, fps)
+    if order.direction == BACKWARD:
+        frames = edges.get("start", ())[:count]
+        return list(frames) if len(frames) == count else source.first(count, fps)
+    frames = edges.get("end", ())[-count:]
+    return list(frames) if len(frames) == count else source.last(count, fps)

@@ -1,4 +1,4 @@
-"""The database: SQLite in the data folder, or any that SQLAlchemy opens by URL."""
+"""The database: SQLite in the data folder, or PostgreSQL by URL."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy
-from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from ..errors import KinemaError
 from ..files import reason_of
+from .databases import Claim, open_engine
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-BUSY_MS = 10_000  # how long a writer waits for another
 
 
 class Store:
     """Sessions on one database, from any thread.
 
-    SQLite keeps a write-ahead log and syncs it at each commit: what was committed survives a kill
-    and a power cut. Raises `KinemaError` for a database that cannot be opened.
+    What was committed survives a kill and a power cut: SQLite keeps a write-ahead log and syncs it
+    at each commit, PostgreSQL does as it is set up. Raises `UsageError` for a URL that names no
+    database that it knows.
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self.engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
-        except (sqlalchemy.exc.ArgumentError, ImportError) as error:
-            raise KinemaError(f"cannot open the database: {reason_of(error)}") from None
-        if self.engine.dialect.name == "sqlite":
-            event.listen(self.engine, "connect", _set_up_sqlite)
+        self.engine = open_engine(url)
+        self.claim = Claim(self.engine)
         self._session = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
@@ -40,31 +37,35 @@ class Store:
             yield session
 
     def upgrade(self) -> None:
-        """Bring the tables to this version's, whatever version made them."""
+        """Take the database for this process, and bring its tables to this version's.
+
+        Raises `UsageError` for one that another process serves, `KinemaError` for one that cannot
+        be opened.
+        """
         from alembic import command
         from alembic.config import Config
+        from alembic.util import CommandError
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         try:
+            self.claim.hold()
             with self.engine.begin() as connection:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
-        except sqlalchemy.exc.OperationalError as error:
+        except DBAPIError as error:
+            self.close()
             raise KinemaError(f"cannot open the database: {reason_of(error.orig)}") from None
+        except CommandError as error:  # tables of a later version
+            self.close()
+            raise KinemaError(f"cannot use the database: {reason_of(error)}") from None
 
     def ping(self) -> None:
-        """Raises what a query would."""
+        """Raises what a query would, and `UsageError` once another process has the database."""
+        self.claim.hold()
         with self.engine.connect() as connection:
             connection.execute(sqlalchemy.text("SELECT 1"))
 
     def close(self) -> None:
+        self.claim.release()
         self.engine.dispose()
-
-
-def _set_up_sqlite(connection, _record) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-    cursor.close()

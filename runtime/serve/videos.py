@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, func, select
+from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from .errors import APIError
@@ -14,6 +14,7 @@ QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "
 PENDING = (QUEUED, IN_PROGRESS)
 MAX_PAGE = 100
 PAGE = 20
+MAX_ANCESTORS = 64
 
 
 class Video(Base):
@@ -39,13 +40,14 @@ class Video(Base):
     size: Mapped[str] = mapped_column(String(32))
     order: Mapped[dict[str, Any]] = mapped_column(JSON)
     expected: Mapped[float] = mapped_column(Float, default=0.0)  # seconds of work, as planned
-    created_at: Mapped[int]
-    completed_at: Mapped[int | None]
-    expires_at: Mapped[int | None]
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    completed_at: Mapped[int | None] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
     remixed_from: Mapped[str | None] = mapped_column(String(64))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     bytes: Mapped[int] = mapped_column(BigInteger, default=0)  # on the disk, once it is completed
+    attempts: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
 
 
 def as_object(video: Video, progress: int = 0) -> dict[str, Any]:
@@ -53,6 +55,10 @@ def as_object(video: Video, progress: int = 0) -> dict[str, Any]:
     for by name: seed, steps, and how the model's own size and length were made to fit."""
     made = {COMPLETED: 100, IN_PROGRESS: progress}.get(video.status, 0)
     extra = {"seed": video.order["seed"], **(video.report or {})}
+    if variations := video.order.get("variations"):
+        extra["variations"] = variations
+    if characters := video.order.get("characters"):
+        extra["characters"] = [one["id"] for one in characters]
     return {
         "id": video.id,
         "object": "video",
@@ -77,6 +83,28 @@ def find(session: Session, owner: str, id: str) -> Video:
     if video is None:
         raise APIError(404, f"there is no video {id[:80]!r}", param="video_id", code="not_found")
     return video
+
+
+def ancestors(session: Session, owner: str, video: Video) -> list[Video]:
+    """The owner's that one was made from, nearest first, as far as they are there."""
+    found: list[Video] = []
+    while video.remixed_from is not None and len(found) < MAX_ANCESTORS:
+        query = select(Video).where(Video.id == video.remixed_from, Video.owner == owner)
+        if (source := session.scalar(query)) is None:
+            break
+        video = source
+        found.append(video)
+    return found
+
+
+def locked(session: Session, id: str) -> Video | None:
+    """One that nobody else changes before the transaction ends.
+
+    A write takes the lock, since SQLite has no SELECT ... FOR UPDATE.
+    """
+    nothing = update(Video).where(Video.id == id).values(status=Video.status)
+    session.execute(nothing, execution_options={"synchronize_session": False})
+    return session.scalar(select(Video).where(Video.id == id))
 
 
 def page(
@@ -106,4 +134,4 @@ def work_ahead(session: Session, number: int | None = None) -> float:
 
 def bytes_kept(session: Session) -> int:
     """What finished videos take."""
-    return session.scalar(select(func.coalesce(func.sum(Video.bytes), 0)))
+    return int(session.scalar(select(func.coalesce(func.sum(Video.bytes), 0))))

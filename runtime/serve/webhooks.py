@@ -1,6 +1,6 @@
-"""Telling other servers that a video is done: signed in the standard way, and again if need be.
+"""Telling other servers that work is done: signed in the standard way, and again if need be.
 
-What is to be told is written in the same transaction as the video's end, so a kill loses none. An
+What is to be told is written in the same transaction as the work's end, so a kill loses none. An
 event may arrive twice; its id is the same then. https://www.standardwebhooks.com
 """
 
@@ -14,19 +14,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String, Text, func, select
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ..errors import UsageError
 from .addresses import check_url
 from .calling import FAILURES, call
+from .databases import log_failure
 from .limits import Limits
 from .signing import new_secret, signed
 from .store import Store
 from .tables import Base, new_id, now
 
 log = logging.getLogger("kinema.serve")
-EVENTS = ("video.completed", "video.failed")
+EVENTS = (
+    "video.completed",
+    "video.failed",
+    "batch.completed",
+    "batch.failed",
+    "batch.expired",
+    "batch.cancelled",
+)
 FIRST_WAIT, GROWTH, TRIES = 5.0, 4.0, 9  # 5 s, 20 s, ... 22 h 45 min: a day and a quarter
 GONE = 410  # an endpoint that does not want to be told of this again
 AT_ONCE, WORKERS, LOOK_EVERY = 100, 8, 5.0
@@ -46,10 +54,10 @@ class WebhookEndpoint(Base):
     url: Mapped[str] = mapped_column(Text)
     event_types: Mapped[list[str]] = mapped_column(JSON)
     secret: Mapped[str] = mapped_column(String(100))
-    created_at: Mapped[int]
-    updated_at: Mapped[int | None]
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int | None] = mapped_column(BigInteger)
     old_secret: Mapped[str | None] = mapped_column(String(100))
-    old_until: Mapped[int | None]
+    old_until: Mapped[int | None] = mapped_column(BigInteger)
 
     def secrets(self, at: float) -> list[str]:
         """What signs at a time: the secret, and the one before it while that is still good."""
@@ -77,7 +85,7 @@ class WebhookDelivery(Base):
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
     event: Mapped[dict[str, Any]] = mapped_column(JSON)
     tries: Mapped[int] = mapped_column(default=0)
-    due_at: Mapped[int]
+    due_at: Mapped[int] = mapped_column(BigInteger)
 
 
 class Webhooks:
@@ -129,12 +137,12 @@ class Webhooks:
             session.add(endpoint)
         return endpoint, endpoint.secret
 
-    def video_event(self, session: Session, owner: str, type: str, video_id: str) -> None:
+    def ended(self, session: Session, owner: str, type: str, id: str) -> None:
         """Note, within a transaction, that the owner's endpoints are to be told."""
         owned = select(WebhookEndpoint).where(WebhookEndpoint.owner == owner)
         for endpoint in session.scalars(owned).all():
             if type in endpoint.event_types:
-                event = event_of(type, video_id)
+                event = event_of(type, id)
                 session.add(
                     WebhookDelivery(
                         id=event["id"], endpoint_id=endpoint.id, event=event, due_at=now()
@@ -160,8 +168,8 @@ class Webhooks:
         while not self._stopping.is_set():
             try:
                 self._start_due()
-            except Exception:
-                log.exception("telling webhooks failed")
+            except Exception as error:
+                log_failure(log, "telling webhooks", error)
             self._woken.wait(LOOK_EVERY)
             self._woken.clear()
 
@@ -191,8 +199,8 @@ class Webhooks:
     def _work(self, delivery: WebhookDelivery, endpoint: WebhookEndpoint) -> None:
         try:
             self._note(delivery.id, self.tell(endpoint, delivery.event))
-        except Exception:
-            log.exception("telling webhook endpoint %s failed", endpoint.id)
+        except Exception as error:
+            log_failure(log, f"telling webhook endpoint {endpoint.id}", error)
         finally:
             self._busy.discard(endpoint.id)
             self.wake()  # it may have more to be told
@@ -211,10 +219,10 @@ class Webhooks:
                 delivery.due_at = now() + round(wait_after(delivery.tries))
 
 
-def event_of(type: str, video_id: str) -> dict[str, Any]:
+def event_of(type: str, id: str) -> dict[str, Any]:
     """An event as it is told."""
     event = {"id": new_id("evt"), "object": "event", "created_at": now(), "type": type}
-    return {**event, "data": {"id": video_id}}
+    return {**event, "data": {"id": id}}
 
 
 def wait_after(tries: int) -> float:

@@ -1,4 +1,4 @@
-"""A real server on a port, with the embedded model, and the official client."""
+"""A real server on a port, with the embedded model, and the official client; databases."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 openai = pytest.importorskip("openai", reason="needs the official client")
 
+if TYPE_CHECKING:
+    from kinema.runtime.engine import Engine
+    from kinema.runtime.serve.server import Server
+
+POSTGRES = os.environ.get("KINEMA_TEST_DATABASE_URL")
 PROMPT = "a red ball bounces on the grass"
 SMALL = {"steps": 2, "seed": 3}  # of the extensions: quick to make
 
@@ -94,3 +104,104 @@ def video(client: openai.OpenAI):
     made = client.videos.create_and_poll(prompt=PROMPT, size="64x64", extra_body=SMALL)
     assert made.status == "completed", made.error
     return made
+
+
+@dataclass(frozen=True)
+class Here:
+    """An app on a port, served by a thread of this process."""
+
+    url: str
+    server: Server
+
+
+@pytest.fixture(scope="session")
+def app_here():
+    """`with app_here(engine, data, **settings) as here`: for what needs no process of its own."""
+    return serve_here
+
+
+@contextmanager
+def serve_here(engine: Engine, data: Path, **settings) -> Iterator[Here]:
+    import uvicorn
+
+    from kinema.runtime.serve import Settings, create_app
+
+    app = create_app(engine, Settings(data, **settings))
+    runner = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=runner.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        while not runner.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Here(f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.server)
+        runner.should_exit = True
+        thread.join(60)
+
+
+# ---- databases -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database: a file, and one of the PostgreSQL that the environment names."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+    else:
+        yield from own_database()
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """An empty database of PostgreSQL."""
+    yield from own_database()
+
+
+def own_database() -> Iterator[str]:
+    if POSTGRES is None:
+        pytest.skip("KINEMA_TEST_DATABASE_URL names no PostgreSQL; `bash .ci/postgres pytest` does")
+    from kinema.runtime.serve.databases import open_engine
+
+    name = f"kinema_{uuid4().hex[:12]}"
+    server = open_engine(POSTGRES).execution_options(isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield server.url.set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    server.dispose()
+
+
+def bridged(inner):
+    """A client of httpx whose requests are made by another."""
+    import httpx
+
+    class Bridge(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            headers = list(request.headers.multi_items())
+            url, content = str(request.url), request.read()
+            answer = inner.request(request.method, url, headers=headers, content=content)
+            return httpx.Response(
+                answer.status_code, headers=answer.headers.multi_items(), content=answer.content
+            )
+
+    return httpx.Client(transport=Bridge())
+
+
+@pytest.fixture
+def talk():
+    """`talk(app, key)`: the official client, of an app in this process instead of on a port."""
+    from starlette.testclient import TestClient
+
+    with ExitStack() as open_ones:
+
+        def made(app, key: str = "none") -> openai.OpenAI:
+            inner = open_ones.enter_context(TestClient(app, base_url="http://testserver"))
+            options = {"base_url": "http://testserver/v1", "api_key": key, "max_retries": 0}
+            try:
+                return openai.OpenAI(**options, http_client=inner)
+            except TypeError:  # generation 2 is built on another package
+                return openai.OpenAI(**options, http_client=bridged(inner))
+
+        yield made

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import numpy as np
 import openai
@@ -21,7 +19,6 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 from starlette.testclient import TestClient
 
 import kinema
-from kinema.runtime import costs
 from kinema.runtime.clips import open_frames
 from kinema.runtime.media import read_info
 from kinema.runtime.serve import Settings, create_app, webhooks
@@ -30,26 +27,12 @@ from kinema.runtime.serve.making import Making, Paused
 from kinema.runtime.serve.orders import SOURCE, Order
 from kinema.runtime.serve.store import Store
 
-EMBEDDED = Path(kinema.__file__).parents[1] / "runtime" / "assets" / "embedded"
 ASKED = {"prompt": "a red ball bounces", "size": "64x64", "steps": 2}
 
 
 @pytest.fixture(scope="module")
 def engine():
     return kinema.load()
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    """The embedded model, saying that it takes a first frame (and heeding none)."""
-    folder = tmp_path_factory.mktemp("shown") / "model"
-    shutil.copytree(EMBEDDED, folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    index["kinema"]["presets"]["conditions"] = "first"
-    (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(costs.ENCODERS, "AutoencoderKinema", lambda *_: None)  # encodes nothing here
-        yield kinema.load(folder)
 
 
 def serve(engine, folder, **settings):
@@ -100,12 +83,12 @@ def test_what_has_expired_is_swept_away(engine, tmp_path):
         assert not (tmp_path / "data" / "videos" / id).exists()
 
 
-def test_a_long_video_and_an_extension_are_made_in_parts(shown, tmp_path):
-    with serve(shown, tmp_path) as client:
+def test_a_long_video_and_an_extension_are_made_in_parts(engine, tmp_path):
+    with serve(engine, tmp_path) as client:
         asked = {**ASKED, "seconds": "8", "size": "64x96"}
         video = finished(client, client.post("/v1/videos", json=asked).json()["id"])
         assert video["status"] == "completed", video["error"]
-        assert (video["kinema"]["parts"], video["kinema"]["num_frames"]) == (2, 65)
+        assert (video["kinema"]["parts"], video["kinema"]["num_frames"]) == (3, 65)
         body = {"prompt": "it rests", "video": {"id": video["id"]}, "seconds": 2, "steps": 2}
         longer = finished(client, client.post("/v1/videos/extensions", json=body).json()["id"])
         assert longer["status"] == "completed", longer["error"]
@@ -119,13 +102,13 @@ def test_a_long_video_and_an_extension_are_made_in_parts(shown, tmp_path):
         assert np.abs(first - second[:65]).mean() < 3  # encoded twice
 
 
-def test_a_paused_video_of_parts_ends_as_if_it_had_not_been(shown, tmp_path):
+def test_a_paused_video_of_parts_ends_as_if_it_had_not_been(engine, tmp_path):
     order = Order("a red ball bounces", seed=1, width=64, height=64, seconds=8, steps=3)
 
     def make(name: str, stop_after: int | None = None) -> list[bytes]:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        making = Making(shown, order, folder, 0.0, lambda *_: None, lambda: False)
+        making = Making(engine, order, folder, 0.0, lambda *_: None, lambda: False)
         for count, _ in enumerate(making.work()):
             making.stopping = count == stop_after
         return [frame.tobytes() for frame in open_frames(folder / "video.mp4")]
@@ -167,9 +150,9 @@ def test_webhooks_are_signed_and_told_again(tmp_path, monkeypatch):
     url = f"http://localhost:{receiver.server_port}/told"
     _, secret = hooks.add_endpoint("me", "mine", url, ["video.completed"])
     with store.session() as session:
-        hooks.video_event(session, "me", "video.completed", "video_1")
-        hooks.video_event(session, "me", "video.failed", "video_2")
-        hooks.video_event(session, "you", "video.completed", "video_3")
+        hooks.ended(session, "me", "video.completed", "video_1")
+        hooks.ended(session, "me", "video.failed", "video_2")
+        hooks.ended(session, "you", "video.completed", "video_3")
     hooks.start()
     until = time.monotonic() + 20
     while len(receiver.heard) < 2 and time.monotonic() < until:
@@ -194,13 +177,13 @@ def test_webhooks_do_not_call_this_machine_unless_allowed(tmp_path):
             hooks.add_endpoint("me", "mine", f"http://{host}/x", ["video.completed"])
 
 
-def test_a_first_frame_comes_as_a_file_or_in_a_url(shown, tmp_path):
+def test_a_first_frame_comes_as_a_file_or_in_a_url(engine, tmp_path):
     picture = io.BytesIO()
     Image.new("RGB", (96, 64), "red").save(picture, "PNG")
     data = picture.getvalue()
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     form = {"prompt": "it moves", "size": "64x64", "steps": "1"}
-    with serve(shown, tmp_path) as client:
+    with serve(engine, tmp_path) as client:
         ways = [
             {"data": form, "files": {"input_reference": ("a.png", data, "image/png")}},
             {"data": {**form, "input_reference[image_url]": url}},

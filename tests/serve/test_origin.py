@@ -1,4 +1,4 @@
-"""Where served files say they come from: marks and manifests of videos, pictures and descendants."""
+"""What served files say of where they come from: videos, their pictures, their descendants."""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ STEPS = 20
 
 @pytest.fixture
 def own(tmp_path, start_server):
-    yield from start_server(tmp_path / "data", "--save-every", "0", "--at-once", "2")
+    yield from start_server(
+        tmp_path / "data", "--save-every", "0", "--at-once", "2", "--max-starts", "9"
+    )
 
 
 def steps_saved(file) -> int:
@@ -64,7 +66,7 @@ def test_after_a_kill_running_videos_go_on_and_queued_ones_run(own):
     contents = [client.videos.download_content(id).read() for id in (running, other, reference)]
     assert frames(contents[0]) == frames(contents[1]) == frames(contents[2])
     left = {file.suffix for file in (own.data / "videos" / running).iterdir()}
-    assert left == {".mp4", ".webp", ".jpg"}
+    assert left == {".mp4", ".webp", ".jpg", ".npz"}
 
 
 def test_kills_at_any_moment_lose_nothing(own):

@@ -58,8 +58,8 @@ def hearing():
 
 
 @pytest.fixture
-def store(tmp_path):
-    made = Store(f"sqlite:///{tmp_path / 'a.db'}")
+def store(database_url):
+    made = Store(database_url)
     made.upgrade()
     yield made
     made.close()
@@ -77,7 +77,7 @@ def telling(store, **options):
 
 def happens(made, store, owner="one", type="video.completed", id="video_1"):
     with store.session() as session:
-        made.video_event(session, owner, type, id)
+        made.ended(session, owner, type, id)
     made.wake()
 
 
@@ -174,7 +174,7 @@ def test_an_event_of_a_transaction_that_fails_is_not_told(store, hearing):
     with telling(store) as made:
         made.add_endpoint("one", "mine", hearing.url, BOTH)
         with pytest.raises(RuntimeError), store.session() as session:
-            made.video_event(session, "one", "video.failed", "video_1")
+            made.ended(session, "one", "video.failed", "video_1")
             session.flush()
             raise RuntimeError
         assert waiting(store) == []
@@ -186,7 +186,7 @@ def test_a_slow_endpoint_does_not_hold_up_another(store, hearing):
         made.add_endpoint("one", "slow", f"{hearing.url}/slow", BOTH)
         for number in range(webhooks.AT_ONCE + 20):
             with store.session() as session:
-                made.video_event(session, "one", "video.completed", f"video_{number}")
+                made.ended(session, "one", "video.completed", f"video_{number}")
         made.add_endpoint("two", "quick", f"{hearing.url}/quick", BOTH)
         made.wake()
         until(lambda: hearing.heard)

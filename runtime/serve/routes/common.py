@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Request, Security
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
+from ..answers import Error
 from ..asked import check
 from ..body import read_body
 from ..errors import APIError
@@ -15,28 +17,35 @@ from ..server import Server
 
 Model = TypeVar("Model", bound=BaseModel)
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/json": {}}}
+    status: {"description": text, "model": Error}
     for status, text in {
         400: "a field that does not fit",
         401: "no key, or one that is not known",
+        403: "not by request",
         404: "no such thing",
         409: "not now",
         413: "a body that is too large",
         429: "too many requests, or too long a queue",
-        503: "the server is stopping",
+        500: "the server failed",
+        503: "the server is stopping, or its database does not answer",
         507: "no room",
+        "4XX": "refused",
     }.items()
 }
 
 
-def serving(request: Request) -> Server:
+# Neither of these waits for anything: `async` spares each request two visits to a thread.
+async def serving(request: Request) -> Server:
     """The server of this app."""
     return request.app.state.server
 
 
-def owner_of(request: Request) -> str:
+_Key = Annotated[Any, Security(HTTPBearer(auto_error=False, description="where there are keys"))]
+
+
+async def owner_of(request: Request, _described: _Key = None) -> str:
     """Who asks, by the key. Raises `APIError` 401 and 429."""
-    server = serving(request)
+    server = await serving(request)
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     owner = server.keys.owner_of(token.strip() if scheme.lower() == "bearer" else None)
     if owner is None:
@@ -55,15 +64,40 @@ def body_of(model: type[Model]) -> Callable[[Request], Any]:
     """A dependency: the body of a request, JSON or a form, as a model."""
 
     async def read(request: Request, owner: Owner) -> Model:
-        if not serving(request).ready:
+        if not (await serving(request)).ready:
             raise APIError(503, "the server is stopping", headers={"Retry-After": "5"})
         return check(model, await read_body(request))
 
     return read
 
 
-def documented(model: type[BaseModel]) -> dict[str, Any]:
-    """How the OpenAPI description tells of a body that `body_of` reads."""
+def answers(model: type[BaseModel]) -> dict[str, Any]:
+    """How the OpenAPI description tells of what a route answers; nothing is converted to it."""
+    return {"response_model": None, "responses": {200: {"model": model}}}
+
+
+def answers_files(*kinds: str) -> dict[str, Any]:
+    """As `answers`, for bytes of these media types, also in parts."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+    whole, part = {"content": content}, {"description": "the range asked for", "content": content}
+    return {"response_model": None, "responses": {200: whole, 206: part}}
+
+
+def documented(model: type[BaseModel], *kinds: str) -> dict[str, Any]:
+    """How the OpenAPI description tells of a body that `body_of` reads; of JSON and forms, or of
+    those media types that are named."""
     schema = model.model_json_schema()
-    kinds = ("application/json", "multipart/form-data")
+    schema = _inlined(schema, schema.pop("$defs", {}))
+    kinds = kinds or ("application/json", "multipart/form-data")
     return {"requestBody": {"required": True, "content": {k: {"schema": schema} for k in kinds}}}
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """A schema with its named parts in their places: inside another document names lead nowhere."""
+    if isinstance(schema, list):
+        return [_inlined(inner, parts) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"].rsplit("/", 1)[-1]], parts)
+    return {name: _inlined(inner, parts) for name, inner in schema.items()}

@@ -10,9 +10,9 @@ from fastapi.responses import FileResponse
 from .. import pictures, videos
 from ..errors import APIError
 from ..making import VIDEO
-from .common import ERRORS, Owner, Serving, VideoId
+from .common import ERRORS, Owner, Serving, VideoId, answers_files
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 FILES = {
     "video": (VIDEO, "video/mp4"),
     "thumbnail": (pictures.THUMBNAIL, "image/webp"),
@@ -20,7 +20,11 @@ FILES = {
 }
 
 
-@router.get("/v1/videos/{video_id}/content", response_class=FileResponse, responses=ERRORS)
+@router.get(
+    "/v1/videos/{video_id}/content",
+    response_class=FileResponse,
+    **answers_files(*(kind for _, kind in FILES.values())),
+)
 def content(
     server: Serving,
     owner: Owner,

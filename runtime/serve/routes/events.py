@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from .. import videos
+from ..databases import trouble_of
 from ..errors import APIError
 from .common import ERRORS, Owner, Serving, VideoId
 
@@ -20,10 +22,22 @@ if TYPE_CHECKING:
     from ..server import Server
 
 router = APIRouter()
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["video", "progress", "preview"]},
+        "data": {"type": "string", "description": "JSON"},
+    },
+    "required": ["event", "data"],
+}
 LOOK_EVERY, BEAT_EVERY = 0.1, 15.0  # seconds; a beat keeps proxies from closing a silent stream
 
 
-@router.get("/v1/videos/{video_id}/events", response_class=StreamingResponse, responses=ERRORS)
+@router.get(
+    "/v1/videos/{video_id}/events",
+    response_class=StreamingResponse,
+    responses={**ERRORS, 200: {"content": {"text/event-stream": {"schema": EVENT}}}},
+)
 async def events(
     request: Request, server: Serving, owner: Owner, video_id: VideoId
 ) -> StreamingResponse:
@@ -45,6 +59,13 @@ async def _stream(request: Request, server: Server, owner: str, id: str) -> Asyn
             shown = await run_in_threadpool(_find, server, owner, id)
         except APIError:  # deleted
             return
+        except SQLAlchemyError as error:
+            if trouble_of(error) is None:
+                raise
+            if await request.is_disconnected():
+                return
+            await asyncio.sleep(LOOK_EVERY)
+            continue
         lines = told.news(shown, live)
         for line in lines:
             yield line
@@ -86,7 +107,7 @@ class Told:
 def _find(server: Server, owner: str, id: str) -> dict[str, Any]:
     with server.store.session() as session:
         video = videos.find(session, owner, id)
-    return server.show(video)[0]
+    return server.as_object(video)
 
 
 def _event(kind: str, values: dict[str, Any]) -> str:

@@ -7,16 +7,17 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
 
+from .. import answers as told
 from .. import videos
 from ..asked import Created, Edited, Extended, Remixed
 from ..ordering import create, edit, extend, remix
 from ..videos import MAX_PAGE, PAGE, Video
-from .common import ERRORS, Owner, Server, Serving, VideoId, body_of, documented
+from .common import ERRORS, Owner, Server, Serving, VideoId, answers, body_of, documented
 
 router = APIRouter(prefix="/v1/videos", responses=ERRORS)
 
 
-@router.post("", openapi_extra=documented(Created))
+@router.post("", **answers(told.Video), openapi_extra=documented(Created))
 def create_video(
     server: Serving, owner: Owner, body: Annotated[Created, Depends(body_of(Created))]
 ) -> JSONResponse:
@@ -24,7 +25,7 @@ def create_video(
     return _shown(server, create(server, owner, body))
 
 
-@router.post("/edits", openapi_extra=documented(Edited))
+@router.post("/edits", **answers(told.Video), openapi_extra=documented(Edited))
 def edit_video(
     server: Serving, owner: Owner, body: Annotated[Edited, Depends(body_of(Edited))]
 ) -> JSONResponse:
@@ -32,7 +33,7 @@ def edit_video(
     return _shown(server, edit(server, owner, body))
 
 
-@router.post("/extensions", openapi_extra=documented(Extended))
+@router.post("/extensions", **answers(told.Video), openapi_extra=documented(Extended))
 def extend_video(
     server: Serving, owner: Owner, body: Annotated[Extended, Depends(body_of(Extended))]
 ) -> JSONResponse:
@@ -40,7 +41,7 @@ def extend_video(
     return _shown(server, extend(server, owner, body))
 
 
-@router.get("")
+@router.get("", **answers(told.VideoPage))
 def list_videos(
     server: Serving,
     owner: Owner,
@@ -51,7 +52,7 @@ def list_videos(
     """A page of the owner's videos, the newest first."""
     with server.store.session() as session:
         found, has_more = videos.page(session, owner, after, limit, order == "desc")
-    data = [server.show(video)[0] for video in found]
+    data = [server.as_object(video) for video in found]
     return {
         "object": "list",
         "data": data,
@@ -61,7 +62,7 @@ def list_videos(
     }
 
 
-@router.get("/{video_id}")
+@router.get("/{video_id}", **answers(told.Video))
 def retrieve_video(server: Serving, owner: Owner, video_id: VideoId) -> JSONResponse:
     """A video as it stands."""
     with server.store.session() as session:
@@ -69,14 +70,14 @@ def retrieve_video(server: Serving, owner: Owner, video_id: VideoId) -> JSONResp
     return _shown(server, video)
 
 
-@router.delete("/{video_id}")
+@router.delete("/{video_id}", **answers(told.VideoDeleted))
 def delete_video(server: Serving, owner: Owner, video_id: VideoId) -> dict[str, Any]:
     """Stop it before its next step if it is being made, and remove it."""
     server.delete(owner, video_id)
     return {"id": video_id, "object": "video.deleted", "deleted": True}
 
 
-@router.post("/{video_id}/remix", openapi_extra=documented(Remixed))
+@router.post("/{video_id}/remix", **answers(told.Video), openapi_extra=documented(Remixed))
 def remix_video(
     server: Serving,
     owner: Owner,
@@ -87,7 +88,7 @@ def remix_video(
     return _shown(server, remix(server, owner, video_id, body))
 
 
-@router.post("/{video_id}/cancel")
+@router.post("/{video_id}/cancel", **answers(told.Video))
 def cancel_video(server: Serving, owner: Owner, video_id: VideoId) -> JSONResponse:
     """Stop it before its next step; it stays, failed with the code `cancelled`."""
     return _shown(server, server.cancel(owner, video_id))

@@ -16,10 +16,10 @@ def upgrade() -> None:
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("event_types", sa.JSON(), nullable=False),
         sa.Column("secret", sa.String(100), nullable=False),
-        sa.Column("created_at", sa.Integer(), nullable=False),
-        sa.Column("updated_at", sa.Integer()),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger()),
         sa.Column("old_secret", sa.String(100)),
-        sa.Column("old_until", sa.Integer()),
+        sa.Column("old_until", sa.BigInteger()),
     )
     op.create_index("webhook_endpoints_by_owner", "webhook_endpoints", ["owner"])
     op.create_table(
@@ -33,7 +33,7 @@ def upgrade() -> None:
         ),
         sa.Column("event", sa.JSON(), nullable=False),
         sa.Column("tries", sa.Integer(), nullable=False),
-        sa.Column("due_at", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.BigInteger(), nullable=False),
     )
     op.create_index("webhook_deliveries_by_due", "webhook_deliveries", ["due_at"])
 
