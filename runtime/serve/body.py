@@ -50,7 +50,8 @@ async def _form(request: Request) -> FormData:
 
 def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Fields of a form as JSON would have them: `a[b]=1` is {"a": {"b": "1"}}, `a[]=1` a list, and
-    `a[][b]` a list of objects, of which one ends where a name comes again."""
+    `a[][b]` a list of objects, each of which takes a name once. (The official client sends all of
+    one name before those of the next.) Objects of different names cannot be told apart so."""
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if isinstance(value, str) and "\x00" in value:
@@ -60,6 +61,7 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise APIError(400, f"field name {name[:40]!r} cannot be read", param=name[:40])
         keys = [match[1], *re.findall(r"\[([^\[\]]*)\]", match[2])]
         _put(fields, keys, value, name)
+    _check_lists(fields)
     return fields
 
 
@@ -79,9 +81,23 @@ def _append(items: list[Any], keys: list[str], value: Any, name: str) -> None:
     if not keys:
         items.append(value)
         return
-    if not items or not isinstance(items[-1], dict) or keys[0] in items[-1]:
-        items.append({})
-    _put(items[-1], keys, value, name)
+    objects = (item for item in items if isinstance(item, dict) and keys[0] not in item)
+    if (item := next(objects, None)) is None:
+        items.append(item := {})
+    _put(item, keys, value, name)
+
+
+def _check_lists(value: Any, name: str = "") -> None:
+    """Raises `APIError` 400 for a list of objects of different names."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_lists(inner, key)
+    elif isinstance(value, list):
+        if len({frozenset(item) for item in value if isinstance(item, dict)}) > 1:
+            message = f"objects of {name[:40]!r} have different fields; send it as one JSON text"
+            raise APIError(400, message, param=name[:40])
+        for inner in value:
+            _check_lists(inner, name)
 
 
 def _child(place: dict[str, Any], key: str, empty: Any, name: str) -> Any:

@@ -130,6 +130,7 @@ def test_all_ways_to_write_a_storyboard_are_one(client):
         {"json": {**ASKED, "storyboard": SHOTS}},
         {"data": {**form, "storyboard": json.dumps(SHOTS)}},
         {"files": files},
+        {"files": sorted(files)},  # the official client's order: all of one name, then the next
     ]
     made = []
     for way in ways:
