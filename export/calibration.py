@@ -147,6 +147,8 @@ def quality(sampler: Sampler, exact: nn.Module, quantized: nn.Module) -> dict[st
 
 def compare(found: Video, wanted: Video) -> dict[str, float]:
     """Two videos of one request: "psnr", "ssim" and "latents_relative_rms"."""
+    assert found.frames is not None and wanted.frames is not None
+    assert found.latents is not None and wanted.latents is not None
     ours, theirs = found.frames.astype(np.float64), wanted.frames.astype(np.float64)
     difference = (found.latents - wanted.latents).double()
     scale = wanted.latents.double().square().mean().sqrt()

@@ -114,7 +114,7 @@ def part_sums_of_attention(file: Path) -> bool:
         made_by = [value.producer() for value in node.inputs if value is not None]
         if node.op_type != "Add" or [by and by.op_type for by in made_by] != ["Attention"] * 2:
             continue
-        if node.inputs[0].dtype == onnx_ir.DataType.BFLOAT16:
+        if (first := node.inputs[0]) is not None and first.dtype == onnx_ir.DataType.BFLOAT16:
             found = True
             _in_half(model.graph, made_by[1])
     if found:

@@ -49,9 +49,11 @@ class Writer(Protocol):
         self, graph: Graph, twin: Graph | None, folder: Path, told: Callable[[str], None]
     ) -> GraphEntry:
         """Write one graph to `folder/<its name>` and check it; `twin` is the same in fp32."""
+        ...
 
     def versions(self) -> dict[str, str]:
         """Of all that had a part in it."""
+        ...
 
 
 def export(

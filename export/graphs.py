@@ -37,7 +37,7 @@ class Graph:
     """
 
     name: str
-    module: nn.Module
+    module: Any
     examples: Callable[[Sizes], Mapping[str, Tensor]]
     outputs: tuple[str, ...]
     most: Mapping[str, int] = field(default_factory=dict)
@@ -62,7 +62,7 @@ def graphs_of(engine: Engine, component: str) -> Iterator[Graph]:
     return OTHERS[component](engine)
 
 
-def rebind(model: nn.Module, operations: Operations) -> None:
+def rebind(model: Any, operations: Operations) -> None:
     """Let a transformer compute with other operations, and with any number of keys."""
     model.key_multiple = 1
     for module in model.modules():
@@ -76,7 +76,7 @@ def rebind(model: nn.Module, operations: Operations) -> None:
 class TextGraph(nn.Module):
     """A transformer's `text_context`, of flat tensors."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, tuple(names)
 
@@ -93,7 +93,7 @@ class StepGraph(nn.Module):
     Rotation tables are whole, and cut to the grid inside.
     """
 
-    def __init__(self, model: nn.Module, like: Any) -> None:
+    def __init__(self, model: Any, like: Any) -> None:
         super().__init__()
         self.model, self.like = model, like
         self.names = tuple(flatten("text", like))

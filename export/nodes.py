@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript.values import Opset
 
 from ..kernels.formats import FORMATS, LEAST_PEAK
 from ..runtime.errors import UsageError
 
 FP32, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 EIGHT_BIT = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
-Value = ir.Value
+# What is onnxscript's: its own types say that an operator may give nothing, and onnx_ir's that a
+# value may be without shape or dtype. Those of a graph under export have both.
+Opset: TypeAlias = Any  # onnxscript.values.Opset
+Value: TypeAlias = Any  # onnx_ir.Value
 
 
 def once(value: Value, key: Hashable, make: Callable[[], Any]) -> Any:

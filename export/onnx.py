@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -125,6 +125,7 @@ def convert(graph: Graph, opset: int) -> Any:
             custom_translation_table=translations(opset),
             verbose=False,
         )
+    assert program is not None  # as there is where a graph is traced with dynamo
     _name_axes(program.model, inputs, graph.axes())
     _mend_norms(program.model)
     for node in program.model.graph.all_nodes():
@@ -141,10 +142,12 @@ def save(program: Any, file: Path) -> None:
 
 def ports(program: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """What goes in and what comes out."""
-    return tuple(
-        tuple(Port(v.name, ELEMENTS[v.dtype.name], _shape(v)) for v in values)
-        for values in (program.model.graph.inputs, program.model.graph.outputs)
-    )
+    graph = program.model.graph
+    return _ports(graph.inputs), _ports(graph.outputs)
+
+
+def _ports(values: Iterable[Any]) -> tuple[Port, ...]:
+    return tuple(Port(v.name, ELEMENTS[v.dtype.name], _shape(v)) for v in values)
 
 
 def operators(program: Any) -> dict[str, int]:
@@ -153,7 +156,7 @@ def operators(program: Any) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _shape(value: Any) -> tuple[int | str | None, ...]:
+def _shape(value: Any) -> tuple[int | str, ...]:
     return tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape)
 
 
@@ -162,8 +165,8 @@ def _name_axes(model: Any, inputs: Mapping[str, torch.Tensor], axes: Axes) -> No
     known: dict[str, str] = {}
     for value, (name, example) in zip(model.graph.inputs, inputs.items(), strict=True):
         for i, axis in axes[name].items():
-            found = _shape(value)[i]
-            symbol = SYMBOL.search(str(found))
+            found = str(_shape(value)[i])
+            symbol = SYMBOL.search(found)
             if symbol and found.replace(symbol[0], axis.size) == str(axis):
                 known[symbol[0]] = axis.size
         value.shape = onnx_ir.Shape(symbolic_shape(example.shape, axes[name]))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..runtime.errors import KinemaError, UsageError
 from .eight_bits import Scales
+from .nodes import Value
 
 TYPES = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8}
 LEAST_OPSET = 19  # before, only fp32 is quantized, and there is no fp8
@@ -30,7 +31,7 @@ ROOT, WEIGHT = "module.model.", ".weight"  # of a step's graph
 class Product(NamedTuple):
     """A node that multiplies with a layer's weight."""
 
-    node: ir.Node
+    node: Any  # onnx_ir.Node
     name: str
 
 
@@ -57,7 +58,7 @@ def products(program: Any, model: Any) -> tuple[Product, ...]:
     return found
 
 
-def _layer_of(columns: ir.Value) -> str | None:
+def _layer_of(columns: Value) -> str | None:
     """The layer whose weight these are: transposed in a node, or beforehand."""
     while (node := columns.producer()) is not None:
         if node.op_type not in ("Transpose", "Cast"):
@@ -114,7 +115,7 @@ def check_opset(opset: int, to: str) -> None:
         raise UsageError(f"opset {opset} has no {to} as it is written here; 23 works")
 
 
-def _held(graph: ir.Graph, name: str, tensor: Tensor) -> ir.Value:
+def _held(graph: ir.Graph, name: str, tensor: Tensor) -> Value:
     """A constant of the graph; layers that are used twice share theirs."""
     if name not in graph.initializers:
         made = TorchTensor(tensor, name)
@@ -126,8 +127,8 @@ def _held(graph: ir.Graph, name: str, tensor: Tensor) -> ir.Value:
 
 
 def _made(
-    kind: str, inputs: list[ir.Value], dtype: ir.DataType, shape: Any, **attributes: int
-) -> ir.Value:
+    kind: str, inputs: list[Value], dtype: ir.DataType, shape: Any, **attributes: int
+) -> Value:
     node = ir.node(kind, inputs, attributes or None)
     value = node.outputs[0]
     value.type, value.shape = ir.TensorType(dtype), shape

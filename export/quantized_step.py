@@ -45,6 +45,12 @@ class QuantizedStep:
     sampler: Sampler
     scales: dict[str, Scales] = field(default_factory=dict)
 
+    @property
+    def to(self) -> str:
+        """The format."""
+        assert self.options.quantize is not None
+        return self.options.quantize
+
     def write(self, folder: Path, told: Callable[[str], None]) -> GraphEntry:
         """Convert, calibrate, save, check and measure; raises `KinemaError` for a failed check."""
         told("converting")
@@ -68,7 +74,7 @@ class QuantizedStep:
             told("measuring")
             measured = self._measured(program, Path(room))
         facts = {
-            "format": self.options.quantize,
+            "format": self.to,
             "products": len(found),
             "prompts": list(self.sampler.prompts),
             "calibration_seconds": round(seconds, 1),
@@ -76,7 +82,7 @@ class QuantizedStep:
             "quality": measured,
         }
         notes = () if self.exact is self.graph else (onnx.WITHOUT_BF16,)
-        notes = (*notes, _told(self.options.quantize, measured))
+        notes = (*notes, _told(self.to, measured))
         return replace(checked, built={"quantized": facts}, notes=notes)
 
     def _converted(self, graph: Graph) -> tuple[Any, tuple[Product, ...]]:
@@ -85,21 +91,21 @@ class QuantizedStep:
 
     def _settle(self, found: tuple[Product, ...]) -> None:
         """Scales, and weights rounded with them."""
-        to, known = self.options.quantize, layers(self.exact.module.model)
+        to, known = self.to, layers(self.exact.module.model)
         used = {product.name: known[product.name] for product in found}
         steps = calibrate(self.sampler, self.exact.module.model, used, to)
         dtype = getattr(torch, self.options.dtype)
         self.scales = {n: settle(layer, steps[n], to, dtype) for n, layer in used.items()}
 
     def _quantize(self, program: Any, found: tuple[Product, ...], dtype: torch.dtype) -> None:
-        quantize(program, found, self.scales, self.options.quantize, dtype)
+        quantize(program, found, self.scales, self.to, dtype)
 
     def _checked(
         self, program: Any, found: tuple[Product, ...], room: Path, entry: GraphEntry
     ) -> tuple[GraphEntry, float]:
         """The entry with errors at each size, the twin in lockstep; the part of values that the
         twin would have rounded to another step."""
-        allowed, to = tolerance(entry.nodes, "float32"), self.options.quantize
+        allowed, to = tolerance(entry.nodes, "float32"), self.to
         file = room / "steps.onnx"
         with told_steps(program, found):
             onnx.save(program, file)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
-from onnxscript.values import Opset
 
-from .nodes import Value, index, ints, number, once
+from .nodes import Opset, Value, index, ints, number, once
 
 Size = Value | int  # of a graph, or known
 
@@ -45,7 +45,7 @@ def _angles(
     return angles
 
 
-def _angles_of_samples(op: Opset, q: Value, *rope: object) -> list[Value]:
+def _angles_of_samples(op: Opset, q: Value, *rope: Any) -> list[Value]:
     """The same for each sample (B, L, D/2), as the node of opset 23 wants them."""
     samples = op.Concat(op.Shape(q, start=0, end=1), ints(op, [1, 1]), axis=0)
     return [op.Expand(table, samples) for table in _angles(op, q, *rope)]
@@ -77,10 +77,10 @@ def _still(op: Opset, q: Value, grid: Sequence[Size], start: Size) -> Value:
 
 def _is_whole(q: Value, grid: Sequence[Size], start: Size) -> bool:
     """Whether the grid is known to be all tokens; symbolic sizes are told by their expressions."""
-    sizes = [_traced(size) for size in (start, *grid)]
-    if None in sizes or sizes[0] != 0:
+    known = [size for size in map(_traced, (start, *grid)) if size is not None]
+    if len(known) <= len(grid) or known[0] != 0:
         return False
-    tokens, length = prod(sizes[1:]), q.shape[1]
+    tokens, length = prod(known[1:]), q.shape[1]
     return str(getattr(tokens, "node", tokens)) == str(getattr(length, "value", length))
 
 

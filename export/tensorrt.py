@@ -346,7 +346,7 @@ def signals_kept(stop: Callable[[], None]) -> Iterator[None]:
         kept.append((number, frame))
         stop()
 
-    handlers = {}
+    handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other may have handlers
         known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         handlers = {number: handler for number, handler in known.items() if callable(handler)}

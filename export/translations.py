@@ -16,13 +16,14 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript.values import Opset
+from onnxscript import values
 
 from .. import kernels
 from ..kernels.reference import LEAST_DEVIATION
 from ..runtime.errors import UsageError
 from .nodes import (
     FP32,
+    Opset,
     Value,
     affine,
     cast,
@@ -49,7 +50,7 @@ def translations(opset: int) -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """The table for one of `OPSETS`; raises `UsageError` for another."""
     if opset not in OPSETS:
         raise UsageError(f"opset {opset} is not known; {', '.join(map(str, OPSETS))} work")
-    op = Opset("", opset)
+    op = values.Opset("", opset)
     table = {_overload(name): _bound(op, function) for name, function in TRANSLATED.items()}
     return {**table, **{overload: _bound(op, function) for overload, function in PYTORCH.items()}}
 
@@ -206,12 +207,12 @@ def guided_step(
 
 def _rescale(op: Opset, guided: Value, positive: Value, axes: int, rescale: float) -> Value:
     """The guided prediction with its deviation pulled towards the positive one's."""
-    axes = ints(op, range(1, axes))
+    over = ints(op, range(1, axes))
 
     def moments(x: Value) -> tuple[Value, Value]:
-        mean = op.ReduceMean(x, axes, keepdims=1)
+        mean = op.ReduceMean(x, over, keepdims=1)
         centred = op.Sub(x, mean)
-        return mean, op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1)
+        return mean, op.ReduceMean(op.Mul(centred, centred), over, keepdims=1)
 
     (_, wanted), (mean, found) = moments(positive), moments(guided)
     least = op.Mul(mean, number(op, LEAST_DEVIATION))

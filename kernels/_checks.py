@@ -29,10 +29,10 @@ def check_attention(
     check_tensors((query.dtype,), query=query, key=key, value=value)
     if bias is not None:
         check_bias(bias, query, key)
-    scale = head_dim**-0.5 if scale is None else float(scale)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}; it must be positive and finite")
-    return scale
+    factor = head_dim**-0.5 if scale is None else float(scale)
+    if not 0 < factor < math.inf:
+        raise ValueError(f"scale is {factor}; it must be positive and finite")
+    return factor
 
 
 def check_bias(bias: Tensor, query: Tensor, key: Tensor) -> None:
@@ -56,9 +56,9 @@ def check_bias(bias: Tensor, query: Tensor, key: Tensor) -> None:
         raise ValueError(f"bias is on {bias.device}, but query on {query.device}")
 
 
-def added_to_scores(bias: Tensor | None) -> Tensor | None:
+def added_to_scores(bias: Tensor) -> Tensor:
     """A bias as numbers: a mask of bool, True where a key takes part, becomes 0 and -inf."""
-    if bias is None or bias.dtype != torch.bool:
+    if bias.dtype != torch.bool:
         return bias
     return torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, -math.inf)
 

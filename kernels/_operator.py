@@ -43,7 +43,9 @@ def check_eps(eps: float) -> None:
 
 def check_tensors(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: Tensor | None) -> None:
     """`ValueError` unless all have one of `dtypes` and the device of the first."""
-    device = next(iter(tensors.values())).device
+    leader = next(iter(tensors.values()))
+    assert leader is not None
+    device = leader.device
     for name, tensor in tensors.items():
         if tensor is None:
             continue

@@ -5,31 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    tl = None
+if TYPE_CHECKING:  # a kernel looks like Python and is not: its types are the compiler's to check
+    triton: Any
 
-    class _Kernel:
-        """Stands where a kernel would."""
+    class _Names(type):
+        def __getattr__(cls, name: str) -> Any: ...
 
-        def __init__(self, function: Any) -> None:
-            self.name = f"{function.__module__}.{function.__name__}"
+    class tl(metaclass=_Names):
+        constexpr: TypeAlias = Any
+else:
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError:
+        tl = None
 
-        def __getitem__(self, grid: Any) -> Any:
-            raise RuntimeError(f"{self.name} needs Triton: pip install triton (Linux)")
+        class _Kernel:
+            """Stands where a kernel would."""
 
-    class triton:
-        """The names of Triton that modules use when they are imported."""
+            def __init__(self, function: Any) -> None:
+                self.name = f"{function.__module__}.{function.__name__}"
 
-        @staticmethod
-        def jit(function: Any = None, **_: Any) -> Any:
-            return triton.jit if function is None else _Kernel(function)
+            def __getitem__(self, grid: Any) -> Any:
+                raise RuntimeError(f"{self.name} needs Triton: pip install triton (Linux)")
+
+        class triton:
+            """The names of Triton that modules use when they are imported."""
+
+            @staticmethod
+            def jit(function: Any = None, **_: Any) -> Any:
+                return triton.jit if function is None else _Kernel(function)
 
 
 Recorder = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]

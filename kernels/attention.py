@@ -321,7 +321,8 @@ def attention(
     """
     scale = check_attention(query, key, value, bias, scale)
     check_heads(query=query, key=key, value=value)
-    return _op(query, key, value, added_to_scores(bias), scale)
+    added = None if bias is None else added_to_scores(bias)
+    return _op(query, key, value, added, scale)
 
 
 def check_heads(**tensors: Tensor) -> None:

@@ -65,7 +65,7 @@ def bind(
         raise ValueError(f"no operation {unknown[0]!r} to choose a backend for: {', '.join(BOUND)}")
     choices = []
     for name in BOUND:
-        needs = {"dtype": dtype}
+        needs: dict[str, Any] = {"dtype": dtype}
         if name.endswith("attention"):
             needs.update(head_dim=head_dim, bias=name == "biased_attention")
         op = name.removeprefix("biased_")

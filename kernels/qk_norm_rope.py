@@ -257,13 +257,12 @@ def qk_norm_rope(
     for side, weight, bias in (("q", q_weight, q_bias), ("k", k_weight, k_bias)):
         check_shape(f"{side}_weight", weight, (over,))
         check_shape(f"{side}_bias", bias, (over,))
-    if rope is None:
-        rope = Rope(None, None, (1, 1, 1), (0, 0, 0))
-    else:
+    if rope is not None:
         _check_rope(rope, q, start)
+    cos, sin, grid, pairs = (None, None, (1, 1, 1), (0, 0, 0)) if rope is None else rope
     return _op(
-        q, k, rope.cos, rope.sin, list(rope.grid), list(rope.pairs), norm, q_weight, k_weight,
-        q_bias, k_bias, eps, interleaved, start, layout,
+        q, k, cos, sin, list(grid), list(pairs), norm, q_weight, k_weight, q_bias, k_bias, eps,
+        interleaved, start, layout,
     )  # fmt: skip
 
 

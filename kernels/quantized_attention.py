@@ -283,7 +283,8 @@ def quantized_attention(
     check_heads(query=query, key=key, value=value)
     if query.shape[-1] % 16:
         raise ValueError(f"head dim is {query.shape[-1]}; multiples of 16 work in 8 bits")
-    return _op(query, key, value, added_to_scores(bias), scale, to)
+    added = None if bias is None else added_to_scores(bias)
+    return _op(query, key, value, added, scale, to)
 
 
 int8_attention = partial(quantized_attention, to="int8")

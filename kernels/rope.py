@@ -39,7 +39,7 @@ def rope_tables(
         position = torch.arange(length, dtype=torch.float64, device=device)
         angles.append(torch.outer(position, frequency).flatten())
     angle = torch.cat(angles)
-    return Rope(angle.cos().float(), angle.sin().float(), tuple(grid), tuple(pairs))
+    return Rope(angle.cos().float(), angle.sin().float(), (*grid,), (*pairs,))
 
 
 def rope_of_tokens(rope: Rope, head_dim: int) -> tuple[Tensor, Tensor]:

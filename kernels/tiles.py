@@ -31,7 +31,8 @@ class TileMask(NamedTuple):
 
     def to(self, device: torch.device | str) -> TileMask:
         """The same on another device."""
-        return TileMask(*(tensor.to(device) for tensor in self[:3]), self.num_tokens)
+        rows, keys, counts = (tensor.to(device) for tensor in self[:3])
+        return TileMask(rows, keys, counts, self.num_tokens)
 
     def allowed(self) -> Tensor:
         """Which tile attends to which, bool (B or 1, N or 1, T, T)."""
@@ -105,14 +106,14 @@ def sliding_tiles(
     tokens attend to everything and everything to them. Window sizes are odd or span the grid.
     """
     counts = tiles_of(grid, tile)
-    window = tuple(min(size, count) for size, count in zip(window, counts, strict=True))
-    for size, count in zip(window, counts, strict=True):
+    sizes = tuple(min(size, count) for size, count in zip(window, counts, strict=True))
+    for size, count in zip(sizes, counts, strict=True):
         if size < 1 or (size % 2 == 0 and size != count):
             raise ValueError(
-                f"window {window} on {counts} tiles: each size must be odd, or reach across all"
+                f"window {sizes} on {counts} tiles: each size must be odd, or reach across all"
             )
     near = torch.ones(1, 1, dtype=torch.bool)
-    for size, count in zip(window, counts, strict=True):
+    for size, count in zip(sizes, counts, strict=True):
         first = (torch.arange(count) - size // 2).clamp(0, count - size)
         distance = torch.arange(count)[None, :] - first[:, None]
         near = torch.kron(near.int(), ((distance >= 0) & (distance < size)).int()).bool()
@@ -128,13 +129,14 @@ def best_tile(grid: Size, places: int = 128) -> Size:
     def cost(tile: Size) -> tuple[float, int]:
         return prod(tiles_of(grid, tile)) * places, sum(tile)
 
-    sizes = (range(1, min(length, places) + 1) for length in grid)
-    return min((tile for tile in product(*sizes) if prod(tile) <= places), key=cost)
+    times, rows, columns = (range(1, min(length, places) + 1) for length in grid)
+    return min((tile for tile in product(times, rows, columns) if prod(tile) <= places), key=cost)
 
 
 def tiles_of(grid: Size, tile: Size) -> Size:
     """Tiles along each axis, the last of which may be ragged."""
-    return tuple(-(-length // size) for length, size in zip(grid, tile, strict=True))
+    times, rows, columns = (-(-length // size) for length, size in zip(grid, tile, strict=True))
+    return times, rows, columns
 
 
 def _run(start: int, end: int, size: int) -> Tensor:

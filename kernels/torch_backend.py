@@ -247,8 +247,8 @@ def matmul_attention(
 
     Faster to train on a CPU at a hundred tokens, where the fused kernel's backward is slow.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.matmul(query * scale, key.mT).float()
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.matmul(query * factor, key.mT).float()
     if bias is None:
         weights = scores.softmax(dim=-1)
     else:

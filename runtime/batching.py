@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -22,19 +22,23 @@ class Joinable(Protocol):
 
     def alone(self, latents: Tensor, step: int) -> Tensor:
         """Its prediction for latents at a step."""
+        ...
 
     def key(self, latents: Tensor) -> Hashable:
         """Equal for those that may share a forward."""
+        ...
 
     def together(self, asked: Sequence[Question]) -> Sequence[Tensor]:
         """The predictions of all who asked, this one among them, each at a step of its own."""
+        ...
 
 
 class Question:
     """What one session asks, and its answer."""
 
     def __init__(self, bound: Joinable, latents: Tensor, step: int) -> None:
-        self.bound, self.latents, self.step = bound, latents, step
+        self.bound: Any = bound  # those who share a forward know more of each other
+        self.latents, self.step = latents, step
         self.answer: Tensor | None = None
         self.error: Exception | None = None
 
@@ -58,6 +62,7 @@ class Meeting:
             self.changed.wait_for(lambda: question.answered)
         if question.error is not None:
             raise question.error
+        assert question.answer is not None
         return question.answer
 
     def leave(self) -> None:
@@ -97,7 +102,7 @@ def run_together(works: Iterable[Callable[[], Result]]) -> list[Result | BaseExc
     works = list(works)
     if len(works) == 1:
         return [_outcome(works[0])]
-    meeting, results = Meeting(len(works)), [None] * len(works)
+    meeting, results = Meeting(len(works)), dict[int, Result | BaseException]()
 
     def run(index: int) -> None:
         with _at(meeting):
@@ -111,7 +116,7 @@ def run_together(works: Iterable[Callable[[], Result]]) -> list[Result | BaseExc
         thread.start()
     for thread in threads:
         thread.join()
-    return results
+    return [results[index] for index in range(len(works))]
 
 
 def _outcome(work: Callable[[], Result]) -> Result | BaseException:

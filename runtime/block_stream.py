@@ -114,7 +114,8 @@ class Slot:
     def __init__(self, size: int, device: torch.device, side: torch.cuda.Stream | None) -> None:
         self.room = torch.empty(size, dtype=torch.uint8, device=device)
         self.side = side
-        self.filled = torch.cuda.Event() if side else None
+        if side is not None:
+            self.filled = torch.cuda.Event()
         self.vacate()
 
     def fill(self, home: Tensor) -> None:
@@ -177,6 +178,7 @@ def pin(buffer: Tensor) -> Tensor:
     if size == 0:
         return buffer
     runtime = torch.cuda.cudart()
+    assert runtime is not None
     error = runtime.cudaHostRegister(address, size, 0)
     if int(error) != 0:
         raise KinemaError(
@@ -199,7 +201,8 @@ def make_movable(module: nn.Module) -> None:
                         copy = torch.empty_like(x, requires_grad=False).copy_(x)
                         is_weight = isinstance(x, nn.Parameter)
                         copies[id(x)] = nn.Parameter(copy, False) if is_weight else copy
-                    held[name] = copies[id(x)]
+                    # A parameter for a parameter.
+                    held[name] = copies[id(x)]  # pyright: ignore[reportArgumentType]
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

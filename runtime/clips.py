@@ -106,7 +106,7 @@ def _is_pil(media: Any) -> bool:
 
 
 def _decode(path: Path) -> Iterator[Any]:
-    import av
+    import av.error
 
     try:
         with av.open(str(path)) as container:

@@ -234,7 +234,7 @@ def _decode(checkpoint: Checkpoint, plan: Plan, runner: Runner) -> dict[str, Cou
     picture = plan.tracks[0]
     shape = (channels, frames - plan.num_references, picture.stop - picture.start, columns)
     _known(costs.VAES, vae.class_name)(ledger, vae.config, shape, runner.setting.tile)
-    found = {"decode": ledger.take()}
+    found: dict[str, Counted] = {"decode": ledger.take()}
     if plan.num_samples:
         sound, ledger = checkpoint.component("audio"), runner.ledger()
         decode = _known(costs.SOUNDS, sound.class_name)

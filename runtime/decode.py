@@ -26,9 +26,11 @@ class PictureVAE(Protocol):
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Pixels (1, 3, frames, H, W) about -1..1 in chunks along time."""
+        ...
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents (B, C, 1+k, h, w), the likeliest, of pixels (B, 3, 1+4k, H, W) in -1..1."""
+        ...
 
 
 @torch.inference_mode()

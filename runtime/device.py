@@ -206,8 +206,8 @@ def _call(found: Ceilings, device: torch.device, clock: Callable[[], float]) -> 
     from .. import kernels
     from .models.wan import WanConfig, WanTransformer
 
-    config = {"num_attention_heads": 1, "attention_head_dim": 32, "text_dim": 16, "ffn_dim": 64}
-    config |= {"num_layers": 4}
+    config: dict[str, Any] = {"num_attention_heads": 1, "attention_head_dim": 32}
+    config |= {"text_dim": 16, "ffn_dim": 64, "num_layers": 4}
     ops = kernels.bind(device, torch.float32, 32)
     model = WanTransformer(WanConfig(**config), ops).to(device).eval()
     text, pads = torch.zeros(1, 4, 16, device=device), torch.tensor([500], device=device)

@@ -123,6 +123,7 @@ class Engine:
             self.graphs = open_graphs(engines, executor, checkpoint, device, dtype)
             self.executor, self.dtype, offload = self.graphs.executor, self.graphs.dtype, "none"
         else:
+            assert dtype is not None
             self.executor, self.dtype = executors.choose(executor, device, offload or "none"), dtype
         self.offload = Offload(device, offload or "none")
         if self.offload.mode != "none" and device.type == "cpu":
@@ -385,7 +386,8 @@ class Engine:
             raise UsageError(f"cannot {what} while requests are worked on; wait for their jobs")
         self.offload.leave()
         for name in ("transformer", "transformer_2"):
-            if hasattr(forward := getattr(vars(self).get(name), "forward", None), "forget"):
+            forward: Any = getattr(vars(self).get(name), "forward", None)
+            if hasattr(forward, "forget"):
                 forward.forget()  # what was captured has the weights as they were
 
     @cached_property
@@ -439,8 +441,9 @@ class Engine:
 
     def _graph(self, name: str) -> Runs | None:
         """What runs an encoder as it was exported, if it was."""
-        there = self.graphs is not None and self.graphs.has(name)
-        return self.graphs.runner(name) if there else None
+        if self.graphs is None or not self.graphs.has(name):
+            return None
+        return self.graphs.runner(name)
 
     @property
     def identity(self) -> dict[str, str]:

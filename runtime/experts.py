@@ -45,6 +45,7 @@ def with_scales(plan: Plan, schedule: Schedule) -> Sequence[Track]:
         return [replace(picture, guidance_scale=plan.guidance.by_step), *others]
     if plan.boundary_ratio is None:
         return plan.tracks
+    assert plan.guidance_scale_2 is not None  # of every plan with a boundary
     scales = plan.boundary_ratio, plan.guidance_scale, plan.guidance_scale_2
     return [replace(t, guidance_scale=scales_of_experts(schedule, *scales)) for t in plan.tracks]
 

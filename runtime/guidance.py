@@ -131,19 +131,23 @@ def _one_and_two(
     if not isinstance(predict, Branches):
         predict = Branches(both=predict) if guided else Branches(positive=predict)
     both, positive, negative = predict
+    if both is not None:
 
-    def one(latents: Tensor, step: int) -> Tensor:
-        return both(latents, step).chunk(2)[0]
+        def one(latents: Tensor, step: int) -> Tensor:
+            return both(latents, step).chunk(2)[0]
 
-    def batched(latents: Tensor, step: int) -> Sequence[Tensor]:
-        return both(latents, step).chunk(2)
+        def batched(latents: Tensor, step: int) -> Sequence[Tensor]:
+            return both(latents, step).chunk(2)
+
+        return positive or one, batched
+    if positive is None or (guided and negative is None):
+        raise UsageError("guidance needs a denoiser of both branches, or one of each")
 
     def in_turn(latents: Tensor, step: int) -> Sequence[Tensor]:
-        return positive(latents, step), negative(latents, step)
+        # Where there is no guidance, the second is not asked.
+        return positive(latents, step), negative(latents, step)  # pyright: ignore[reportOptionalCall]
 
-    if both is None and (positive is None or (guided and negative is None)):
-        raise UsageError("guidance needs a denoiser of both branches, or one of each")
-    return positive or one, batched if both else in_turn
+    return positive, in_turn
 
 
 def _mix(positive: Tensor, negative: Tensor, scale: float, guidance: Guidance) -> Tensor:

@@ -102,7 +102,8 @@ class Loras:
             self._apply(changes)
             raise
         matched = tuple(key for made in changes.values() for change in made for key in change.keys)
-        ranks = {change.rank for made in changes.values() for change in made} - {None}
+        every = (change.rank for made in changes.values() for change in made)
+        ranks = {rank for rank in every if rank is not None}
         self.reports[name] = LoraReport(
             name, lora.sha256, float(weight), merged, tuple(sorted(ranks)), matched, unmatched
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,7 @@ class Changes:
             for term in terms.get(name, ()):
                 up = (term.change.up.float() * (term.weight * term.change.scale)).flatten(1)
                 up = slot.layout.to_native(up) if slot.layout else up
+                assert term.change.down is not None  # it has a rank
                 added.add(slot, up, term.change.down)
         parent, _, last = path.rpartition(".")
         setattr(self.module.get_submodule(parent), last, added if terms else owner)
@@ -120,7 +121,7 @@ class Changes:
         linear = attribute == "weight" and isinstance(owner, (nn.Linear, PackedLinear))
         return linear and native.startswith(BLOCKS)
 
-    def _owner(self, native: str) -> tuple[nn.Module, str]:
+    def _owner(self, native: str) -> tuple[Any, str]:
         """The module that holds a native weight, and the weight's name there."""
         path, _, attribute = native.rpartition(".")
         owner = self.module.get_submodule(path)
@@ -130,7 +131,7 @@ class Changes:
 class Added(nn.Module):
     """A linear layer (with its GELU, if it has one) and products of two factors beside it."""
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: Any) -> None:
         super().__init__()
         self.base = base
         self.gelu = isinstance(base, LinearGelu) or _is_gelu_packed(base)
@@ -163,7 +164,7 @@ def _is_gelu_packed(module: nn.Module) -> bool:
     return isinstance(module, PackedLinear) and module.activation[0] == "gelu"
 
 
-def _held(owner: nn.Module, attribute: str) -> Tensor:
+def _held(owner: Any, attribute: str) -> Tensor:
     """The tensor that holds a weight: a parameter, or its packed form."""
     packed = isinstance(owner, PackedLinear) and attribute == "weight"
     return owner.packed if packed else getattr(owner, attribute)

@@ -21,7 +21,7 @@ from .errors import KinemaError, UsageError
 from .files import beside, reason_of, whole_or_nothing
 
 if TYPE_CHECKING:
-    import av
+    import av.container
     import torch
 
     from .provenance.marking import Marking, Provenance
@@ -186,6 +186,7 @@ class Encoder:
         for packet in [*self._packets, *picture.encode()]:
             container.mux(packet)
         if sound is not None:
+            assert audio is not None and self.sample_rate is not None
             num_samples = count_samples(self.num_frames, self.sample_rate, self.fps)
             audio = fit_samples(audio, num_samples)
             if self.marking is not None:
@@ -327,5 +328,5 @@ def _measure(container: av.container.InputContainer) -> dict[str, Any]:
         media["audio_codec"] = audio.codec_context.name
         media["sample_rate"] = audio.rate
         media["channels"] = audio.channels
-        media["num_samples"] = round((audio.duration or 0) * audio.time_base * audio.rate)
+        media["num_samples"] = round((audio.duration or 0) * (audio.time_base or 0) * audio.rate)
     return media

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -81,7 +82,7 @@ class Placed:
         to = self.offload
         self.context = place(bring(self.module, to.home), to.device, to.mode, self.lists)
 
-    def use(self) -> nn.Module:
+    def use(self) -> Any:
         """The module, ready to work on the device until another is used."""
         if self.offload.lent is not self:
             self.offload.leave()

@@ -167,7 +167,7 @@ def presets_of(checkpoint: Checkpoint) -> Presets:
     Raises `KinemaError` for a class that is not known, and for a part that the variant lacks.
     """
     found, index = checkpoint.presets, checkpoint.index
-    pipeline = index.get("_class_name")
+    pipeline = index.get("_class_name", "")
     if found is not PIPELINES.get(pipeline):
         return found
     transformer, vae = (_config(checkpoint, name) for name in ("transformer", "vae"))

@@ -9,7 +9,7 @@ the autoencoder's config).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def solve(cells: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
     return weight, goal - mean @ weight
 
 
-def colours_of(clip: Tensor, grid: tuple[int, int, int]) -> Tensor:
+def colours_of(clip: Tensor, grid: Sequence[int]) -> Tensor:
     """Mean colours (1, 3, F, H, W) from 0 to 1 of what each cell of latents stands for."""
     frames, height, width = grid
     small = F.adaptive_avg_pool3d(clip.float(), (clip.shape[2], height, width))

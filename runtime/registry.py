@@ -109,7 +109,7 @@ def open_component(
     dtype: torch.dtype,
     backends: Mapping[str, str] | None = None,
     home: torch.device | None = None,
-) -> nn.Module:
+) -> Any:
     """Open one part of a checkpoint; raises `KinemaError` naming the known classes for another.
 
     `backends`: what runs an operation of a transformer, by name; see `kernels.bind`. `home`: where

@@ -179,7 +179,7 @@ def _conditions(values: Any) -> tuple[Condition, ...]:
 
 def _sigmas(values: Any) -> tuple[float, ...]:
     try:
-        numbers = tuple(_finite("a sigma", value) for value in values)
+        numbers = tuple(_number("a sigma", value) for value in values)
     except TypeError:
         raise UsageError(f"sigmas are {values!r}; a list of numbers is expected") from None
     numbers = numbers[:-1] if numbers[-1:] == (0.0,) else numbers
@@ -205,8 +205,10 @@ def _whole(name: str, value: Any) -> int | None:
 
 
 def _finite(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
+    return None if value is None else _number(name, value)
+
+
+def _number(name: str, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError, OverflowError):

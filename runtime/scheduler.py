@@ -122,7 +122,7 @@ class StepScheduler:
     def _run(self) -> None:
         while turns := self._next():
             started = time.perf_counter()
-            parts = run_together([partial(next, turn.work, None) for turn in turns])
+            parts = run_together([partial(_part_of, turn) for turn in turns])
             each = (time.perf_counter() - started) / len(turns)
             for turn, part in zip(turns, parts, strict=True):
                 turn.had += each
@@ -187,3 +187,9 @@ class StepScheduler:
         if turn is not None:
             turn.session.cancel()
             job.end(None, Cancelled("the request was cancelled"))
+
+
+def _part_of(turn: Turn) -> Progress | None:
+    """Its next part, None at the end; a turn is taken once it is let in."""
+    assert turn.work is not None
+    return next(turn.work, None)

@@ -62,7 +62,8 @@ class Session:
         self.engine, self.request, self.plan = engine, request, plan
         self.seconds: dict[str, float] = {}  # spent, by stage
         self.notes: list[str] = []  # what went otherwise than planned
-        self._state, self._bound = state, None
+        self._state: State | None = state
+        self._bound: Bound | None = None
         self._cancelled, self._busy = threading.Event(), threading.Lock()
         self._recent: list[float] = []
         self._before: tuple[int, torch.Tensor] | None = None  # a step's start, for previews
@@ -99,9 +100,9 @@ class Session:
         """What is being made: frames uint8 (latent frames, h, w, 3), of what the last step headed
         for; the noise before the first. size: (height, width), by default the latents' own."""
         with self._working():
-            bound, plan, latents = self.prepare(), self.plan, self._state.latents
+            bound, plan, latents = self.prepare(), self.plan, self._begun.latents
             index, before = self._before or (None, latents)
-            if index == self.index - 1 and self.index < self.total:
+            if index is not None and index == self.index - 1 and self.index < self.total:
                 latents = preview.denoised(before, latents, *bound.sigmas[index : index + 2])
             own = bound.finish(latents)[:, :, plan.num_references :, plan.tracks[0].rows]
             return preview.preview(own, self.engine.projection, size)
@@ -115,7 +116,7 @@ class Session:
             if self.index == self.total:
                 raise StopIteration
             self._within_memory("bind", self.prepare)
-            started, self._before = time.perf_counter(), (self.index, self._state.latents)
+            started, self._before = time.perf_counter(), (self.index, self._begun.latents)
             self._state = self._within_memory("denoise", self._advanced)
             return self._told(time.perf_counter() - started)
 
@@ -195,7 +196,7 @@ class Session:
             if self._state is None:
                 self._within_memory("bind", self.prepare)
             identity, setting = self.engine.identity, self.plan.setting
-            return saved.write(path, self.request, self._state, identity, setting)
+            return saved.write(path, self.request, self._begun, identity, setting)
 
     # ---- inside ----------------------------------------------------------------------------------
 
@@ -248,9 +249,15 @@ class Session:
     def _release(self) -> None:
         self._state = self._bound = self._before = None
 
+    @property
+    def _begun(self) -> State:
+        """Where the run is; `prepare` begins it."""
+        assert self._state is not None
+        return self._state
+
     def _advanced(self) -> State:
         bound = self.prepare()
-        state = advance(bound.predict, self._state, bound.tracks)
+        state = advance(bound.predict, self._begun, bound.tracks)
         if state.index == self.total:
             state = state._replace(latents=bound.finish(state.latents))
         return state
@@ -281,7 +288,7 @@ class Session:
         self.notes.append(f"out of memory in {stage}: went on with {_changed(plan, self.plan)}")
 
     def _told(self, seconds: float) -> Step:
-        state, total, bound = self._state, self.total, self._bound
+        state, total, bound = self._begun, self.total, self.prepare()
         self.seconds["denoise"] = self.seconds.get("denoise", 0.0) + seconds
         self._recent = [*self._recent[-4:], seconds]
         left = sorted(self._recent)[len(self._recent) // 2] * (total - state.index)
@@ -296,7 +303,7 @@ class Session:
             nonlocal chunks
             if chunks is None:
                 self._bound = None  # what decoding does not need
-                every = pipeline.picture(self.engine, self.plan, self._state.latents)
+                every = pipeline.picture(self.engine, self.plan, self._begun.latents)
                 chunks = islice(every, count, None)
             try:
                 return next(chunks, None)
@@ -314,7 +321,7 @@ class Session:
 
     def _video(self, frames: np.ndarray | None) -> Video:
         with self._working():
-            engine, plan, latents = self.engine, self.plan, self._state.latents
+            engine, plan, latents = self.engine, self.plan, self._begun.latents
             with self.timed("decode"):
                 audio = None if frames is None else pipeline.sound(engine, plan, latents)
             return Video(

@@ -68,7 +68,7 @@ class TextEncoder:
         Each is encoded alone, so that it does not depend on its neighbours or on the cache.
         """
         rows = [self._tokens(prompt) for prompt in prompts]
-        found = {row: self.cache.get(self._key(row)) for row in rows}
+        found: dict[tuple[int, ...], Any] = {row: self.cache.get(self._key(row)) for row in rows}
         if absent := [row for row, embeds in found.items() if embeds is None]:
             for row, embeds in zip(absent, self._run(absent), strict=True):
                 self.cache.put(self._key(row), embeds)

@@ -85,7 +85,7 @@ def detect(
     motion, contacts = find_motion(centres)
     return Detection(
         color=color,
-        shape=max(mean_iou, key=mean_iou.get) if color != "none" else "none",
+        shape=max(mean_iou, key=lambda shape: mean_iou[shape]) if color != "none" else "none",
         motion=motion,
         background=background,
         camera=camera,

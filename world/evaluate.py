@@ -136,6 +136,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     for i, (prompt, expected) in enumerate(prompts):
         video = engine.generate(prompt, seed=options.seed + i, **fields)
+        assert video.frames is not None
         detection = detect(video.frames, video.audio, video.sample_rate or 16000, video.fps)
         found.append(detection)
         rows.append(_row(prompt, options.seed + i, expected, detection))

@@ -40,6 +40,7 @@ class Muon:
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         updates = [torch.zeros_like(p) for p in self.matrices]
         for i, (weight, buffer) in enumerate(zip(self.matrices, self.buffers, strict=True)):
+            assert weight.grad is not None
             buffer.lerp_(weight.grad, 1 - self.momentum)
             if i % world == rank:  # each process orthogonalises its share
                 direction = weight.grad.lerp(buffer, self.momentum).flatten(1)

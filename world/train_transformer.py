@@ -19,6 +19,7 @@ from ..kernels import bind
 from ..runtime.audio import STRIP_ROWS, KinemaSound, SoundConfig
 from ..runtime.given import bearing_frame
 from ..runtime.models.wan import TEXT_LENGTH, WanConfig, WanTransformer
+from ..runtime.vaes.kinema import AutoencoderKinema
 from .captions import held_out, sample_caption
 from .optim import trapezoid
 from .render import render
@@ -65,8 +66,9 @@ def initialise(model: WanTransformer) -> None:
     The pads of a text are 500 equal keys. Biases of opposite sign on queries and on keys that are
     nothing but bias cancel their count at the start, so that words are heard at once.
     """
-    for linear in (model.text_embedder[0], model.text_embedder[2]):
-        linear.bias.zero_()
+    for part in model.text_embedder:
+        if isinstance(part, nn.Linear):
+            part.bias.zero_()
     for block in model.blocks:
         dim = block.attn2.q.bias.numel()
         sign = torch.randint(0, 2, (dim,)) * 2.0 - 1.0
@@ -112,7 +114,7 @@ def fit_sound(clips: int = 400, seed: int = 3) -> KinemaSound:
 
 @torch.no_grad()
 def encode_clips(
-    vae: nn.Module,
+    vae: AutoencoderKinema,
     codec: KinemaSound,
     statistics: dict[str, list[float]],
     count: int,
@@ -177,7 +179,7 @@ def train(
     minutes: float,
     process: Process,
     *,
-    vae: nn.Module,
+    vae: AutoencoderKinema,
     statistics: dict[str, list[float]],
     clips: int,
     compile_blocks: bool = True,
@@ -230,7 +232,7 @@ def train(
 def encoded_clips(
     folder: Path,
     process: Process,
-    vae: nn.Module,
+    vae: AutoencoderKinema,
     codec: KinemaSound,
     statistics: dict[str, list[float]],
     clips: int,

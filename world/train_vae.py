@@ -44,7 +44,9 @@ def train(folder: Path, minutes: float, process: Process) -> AutoencoderKinema:
 
 def new_vae() -> AutoencoderKinema:
     """A fresh autoencoder in the layout convolutions are fastest in on a CPU."""
-    return AutoencoderKinema(KinemaVAEConfig()).to(memory_format=torch.channels_last)
+    return AutoencoderKinema(KinemaVAEConfig()).to(
+        memory_format=torch.channels_last  # pyright: ignore[reportCallIssue]  # of no overload in torch
+    )
 
 
 def batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:

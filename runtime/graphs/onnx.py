@@ -76,7 +76,7 @@ def _open(file: Path, device: torch.device) -> Any:
             "ONNX graphs are run by onnxruntime: pip install 'kinema[export]'"
         ) from None
     provider, there = PROVIDERS.get(device.type), onnxruntime.get_available_providers()
-    if provider not in there:
+    if provider is None or provider not in there:
         raise KinemaError(
             f"this onnxruntime has no provider for {device.type}; it has {', '.join(there)}:"
             " device='cpu', or pip install onnxruntime-gpu"

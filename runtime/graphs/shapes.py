@@ -62,7 +62,9 @@ def _fits(wanted: int | str, length: int, sizes: dict[str, int]) -> bool:
     """Whether an axis is as wanted; a name that is met for the first time is solved for."""
     if isinstance(wanted, int):
         return wanted == length
-    factor, name, more = AFFINE.fullmatch(wanted).groups()
+    parts = AFFINE.fullmatch(wanted)
+    assert parts is not None
+    factor, name, more = parts.groups()
     size, rest = divmod(length - int(more or 0), int(factor or 1))
     return rest == 0 and sizes.setdefault(name, size) == size
 

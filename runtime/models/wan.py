@@ -305,13 +305,14 @@ class ImageEmbedder(nn.Module):
 
     def __init__(self, config: WanConfig, ops: Operations) -> None:
         super().__init__()
-        self.ops, dim = ops, config.image_dim
+        self.ops, dim, width = ops, config.image_dim, config.added_kv_proj_dim
+        assert dim is not None and width is not None
         self.positions = None
         if config.pos_embed_seq_len is not None:
             self.positions = nn.Parameter(torch.zeros(1, config.pos_embed_seq_len, dim))
         self.norm1 = nn.LayerNorm(dim)
-        self.ff_in, self.ff_out = nn.Linear(dim, dim), nn.Linear(dim, config.added_kv_proj_dim)
-        self.norm2 = nn.LayerNorm(config.added_kv_proj_dim)
+        self.ff_in, self.ff_out = nn.Linear(dim, dim), nn.Linear(dim, width)
+        self.norm2 = nn.LayerNorm(width)
 
     def forward(self, embeds: Tensor) -> Tensor:
         """(pictures, L, image_dim) to (1, L, d), or to (1, 2L, d) where two pictures are seen."""
@@ -375,13 +376,16 @@ class WanTransformer(nn.Module):
         self.config, self.ops = config, ops or kernels.bind("cpu")
         self.key_multiple = KEY_MULTIPLE
         dim, patch = config.dim, prod(config.patch_size)
+        assert config.out_channels is not None  # once the config is made
         self.patch_embedding = nn.Linear(config.in_channels * patch, dim)
         self.time_embedder = _two_layers(config.freq_dim, dim, nn.SiLU())
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = _two_layers(config.text_dim, dim, nn.GELU(approximate="tanh"))
         if config.image_dim is not None:
             self.image_embedder = ImageEmbedder(config, self.ops)
-        self.blocks = nn.ModuleList(WanBlock(config, self.ops) for _ in range(config.num_layers))
+        self.blocks: Any = nn.ModuleList(
+            WanBlock(config, self.ops) for _ in range(config.num_layers)
+        )
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, config.out_channels * patch)
 
@@ -398,7 +402,8 @@ class WanTransformer(nn.Module):
             raise UsageError(
                 f"latents {sizes} (frames, height, width) are not multiples of {patch}"
             )
-        grid = tuple(size // p for size, p in zip(sizes, patch, strict=True))
+        frames, rows, columns = (size // p for size, p in zip(sizes, patch, strict=True))
+        grid = (frames, rows, columns)
         if max(grid) > self.config.rope_max_seq_len:
             limit = self.config.rope_max_seq_len
             raise UsageError(f"token grid {grid} exceeds {limit} positions along one axis")
@@ -594,7 +599,7 @@ def keys_values(
     return TextContext(keys, values, bias, images or None)
 
 
-def _without_autocast(device: str) -> AbstractContextManager[None]:
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
     """Nothing where there is none: an exported graph should not hold it."""
     return (
         torch.autocast(device, enabled=False)

@@ -85,12 +85,16 @@ class ControlBlock(WanBlock):
 class WanVaceTransformer(WanTransformer):
     """Latents, timesteps, text and control to a flow prediction."""
 
+    config: WanVaceConfig
+
     def __init__(self, config: WanVaceConfig, ops: Operations | None = None) -> None:
         super().__init__(config, ops)
         patch = prod(config.patch_size)
         self.control_embedding = nn.Linear(config.vace_in_channels * patch, config.dim)
         self.control_in = nn.Linear(config.dim, config.dim)
-        self.vace_blocks = nn.ModuleList(ControlBlock(config, self.ops) for _ in config.vace_layers)
+        self.vace_blocks: Any = nn.ModuleList(
+            ControlBlock(config, self.ops) for _ in config.vace_layers
+        )
 
     def block_lists(self) -> list[nn.ModuleList]:
         """The lists of equal blocks that make up most of the model."""

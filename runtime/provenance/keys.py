@@ -15,14 +15,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from ..errors import KinemaError, UsageError
 from ..files import reason_of
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import (
+        EllipticCurvePrivateKey,
+        EllipticCurvePublicKey,
+    )
     from cryptography.x509 import Certificate
 
 KEY_VARIABLE, CHAIN_VARIABLE = "KINEMA_SIGN_KEY", "KINEMA_SIGN_CHAIN"
@@ -194,7 +197,7 @@ def certificate(
     subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in attributes.items()])
     builder = (
         x509.CertificateBuilder(subject_name=subject)
-        .issuer_name(subject if is_authority else issuer.subject)
+        .issuer_name(subject if issuer is None else issuer.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(min(now, now + lasts) - SLOW_CLOCK)
@@ -319,7 +322,7 @@ def _check_signature(leaf: Certificate, sign: Callable[[bytes], bytes], where: s
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-    (_, size), probe = CURVES[leaf.public_key().curve.name], b"kinema asks whether this key signs"
+    (_, size), probe = CURVES[_public(leaf).curve.name], b"kinema asks whether this key signs"
     try:
         signature = bytes(sign(probe))
     except Exception as error:
@@ -331,11 +334,16 @@ def _check_signature(leaf: Certificate, sign: Callable[[bytes], bytes], where: s
     r, s = (int.from_bytes(half, "big") for half in (signature[:size], signature[size:]))
     try:
         encoded = utils.encode_dss_signature(r, s)
-        leaf.public_key().verify(encoded, probe, ec.ECDSA(_hash(size)))
+        _public(leaf).verify(encoded, probe, ec.ECDSA(_hash(size)))
     except InvalidSignature:
         raise UsageError(
             f"the callback does not sign with the key of the leaf in {where!r}"
         ) from None
+
+
+def _public(leaf: Certificate) -> EllipticCurvePublicKey:
+    """A leaf's key: `_check_leaf` lets no other kind pass."""
+    return cast("EllipticCurvePublicKey", leaf.public_key())
 
 
 def _signing(private: Any) -> Callable[[bytes], bytes]:
@@ -359,7 +367,7 @@ def _hash(size: int) -> Any:
 def _identity(
     text: bytes, leaf: Certificate, sign: Callable[[bytes], bytes], key: str | None = None
 ) -> Identity:
-    algorithm = CURVES[leaf.public_key().curve.name][0]
+    algorithm = CURVES[_public(leaf).curve.name][0]
     expires = min(c.not_valid_after_utc for c in _certificates(text, ""))
     return Identity(name_of(leaf), algorithm, text.decode(), sign, expires, key)
 

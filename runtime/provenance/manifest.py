@@ -191,7 +191,7 @@ def media_type(path: Path) -> str | None:
 
 
 def _definition(
-    told: Mapping[str, Any], title: str, kind: str, parent: Path | None
+    told: Mapping[str, Any], title: str, kind: str | None, parent: Path | None
 ) -> dict[str, Any]:
     from ... import __version__
 

@@ -142,6 +142,7 @@ class Marking:
         )
         try:
             parent = self.parent or manifest.parent_of(report.get("request", {}))
+            assert self.provenance.identity is not None  # of provenance that is ready
             manifest.sign(file, signed, self.provenance.identity, told, title, parent)
             os.replace(signed, file)
         except OSError as error:

@@ -80,7 +80,7 @@ def verify(
         said = _said(path, anchors)
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be read: {reason_of(error)}") from None
-    marks = {
+    marks: dict[str, Any] = {
         "picture_mark": _picture_mark(path, mark_key),
         "sound_mark": _sound_mark(path, mark_key),
     }

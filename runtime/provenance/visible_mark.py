@@ -220,6 +220,5 @@ def _drawing(plate: np.ndarray, letters: np.ndarray, spark: np.ndarray | None = 
         colour[part][spark > 0] = GOLD
     ink = np.rint(LETTERS * letters)
     cover = np.rint(plate * (1 - letters) + ink)
-    return Drawing(
-        *(np.stack(3 * [part.astype(np.uint16)], axis=-1) for part in (cover, ink)), colour
-    )
+    cover, ink = (np.stack(3 * [part.astype(np.uint16)], axis=-1) for part in (cover, ink))
+    return Drawing(cover, ink, colour)

@@ -38,10 +38,10 @@ class WanVAE(Streaming, nn.Module):
     every layer and blend: another picture.)
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
-        self.config: Any = vae.config
+        self.config = vae.config
 
     def decode_first(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
         decoder = self.vae.decoder
@@ -122,7 +122,11 @@ def open_wan_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> WanV
         config = json.loads((folder / "config.json").read_text())
         entries = ORIGINAL.published(read_entries(folder))
         vae = weights.load(
-            lambda: AutoencoderKLWan.from_config(config), entries, None, device, dtype
+            lambda: AutoencoderKLWan.from_config(config),  # pyright: ignore[reportArgumentType]
+            entries,
+            None,
+            device,
+            dtype,
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
