@@ -53,7 +53,7 @@ class Component(NamedTuple):
     config: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """An open checkpoint: a folder with a `model_index.json`. No weight has been read yet.
 

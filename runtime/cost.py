@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -144,6 +145,11 @@ class Runner:
 
 def count(plan: Plan, checkpoint: Checkpoint, runner: Runner, text_tokens: int) -> Cost:
     """The cost of a request. Raises `KinemaError` for a class whose costs are not known."""
+    return _count(replace(plan, seed=0), checkpoint, runner, text_tokens)
+
+
+@lru_cache(maxsize=64)  # of a server's requests most are alike
+def _count(plan: Plan, checkpoint: Checkpoint, runner: Runner, text_tokens: int) -> Cost:
     weights = weight_bytes(checkpoint, plan.dtype)
     resident = resident_bytes(checkpoint, weights, plan.dtype, runner.setting.offload)
     held = LATENTS * FP32 * prod(plan.latent_shape)
@@ -167,7 +173,7 @@ def count(plan: Plan, checkpoint: Checkpoint, runner: Runner, text_tokens: int) 
 
 def guess_tokens(prompt: str) -> int:
     """About how many tokens a prompt has, without its tokenizer."""
-    return min(MOST_TEXT, 2 + len(prompt) // 3)
+    return min(MOST_TEXT, 4 * (1 + len(prompt) // 12))
 
 
 # ---- stages --------------------------------------------------------------------------------------

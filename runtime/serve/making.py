@@ -5,6 +5,9 @@ A `StepScheduler` gives it turns as it does a session.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 VIDEO, RUN = "video.mp4", ".kinema"
 PREVIEW_EVERY = 0.5  # seconds; a preview costs about one step of the smallest model
 DECODING = 0.1  # of the progress that is shown
+NICENESS = 10  # of threads that make videos, where there is one per thread
 AT_ONCE = 8  # frames that are read back together
 FADE = 0.03  # seconds in which the sound of one part passes into that of the next
 
@@ -98,6 +102,7 @@ class Making:
 
     def work(self) -> Iterator[Progress]:
         """All that is left, a part at a time; the file is there when it ends."""
+        _give_way()
         plan, size = self.plan, (self.order.height, self.order.width)
         origin = self.engine.origin(self.session.request)
         mark = marking(self.provenance, origin, size, plan.fps, self._parent())
@@ -280,6 +285,13 @@ class Making:
 
     def _file(self, part: Part) -> Path:
         return self.folder / f"run-{part.number}{RUN}"
+
+
+def _give_way() -> None:
+    """Let threads that answer requests go first; those that this one starts inherit it."""
+    if sys.platform == "linux":  # where threads have a niceness of their own
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _clear(folder: Path) -> None:
