@@ -145,6 +145,7 @@ class Runner:
 
 def count(plan: Plan, checkpoint: Checkpoint, runner: Runner, text_tokens: int) -> Cost:
     """The cost of a request. Raises `KinemaError` for a class whose costs are not known."""
+    runner = replace(runner, asked=frozenset())
     return _count(replace(plan, seed=0), checkpoint, runner, text_tokens)
 
 
