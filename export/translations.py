@@ -41,9 +41,8 @@ from .nodes import (
     pixel_norm,
     quantize_tokens,
 )
+from .options import OPSETS
 from .rotation import Size, turning
-
-OPSETS = (18, 23, 24)
 
 
 def translations(opset: int) -> dict[torch._ops.OpOverload, Callable[..., Any]]:

@@ -19,7 +19,7 @@ from ..kernels import Operations
 from . import device as devices
 from . import executor as executors
 from . import registry
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import TRANSFORMERS, Checkpoint, open_checkpoint
 from .cost import Choice, Runner, Setting, guess_tokens
 from .errors import UsageError
 from .fit import Fit, check_tile, fit
@@ -328,7 +328,7 @@ class Engine:
                 return True
             if self._at_work > 1 or "offload" in self.asked:
                 return False
-            for name in ("transformer", "transformer_2", "vae"):
+            for name in (*TRANSFORMERS, "vae"):
                 if name in vars(self) and name not in self.placed:
                     self.placed[name] = self.offload.place(vars(self)[name])
             self.offload.adopt(mode)
@@ -343,7 +343,7 @@ class Engine:
     def loras(self) -> LoraSet:
         """The LoRAs on the transformer, or on both of a model of two."""
         found = self.checkpoint.components
-        names = [name for name in ("transformer", "transformer_2") if name in found]
+        names = [name for name in TRANSFORMERS if name in found]
         return LoraSet(
             names, lambda name: registry.open_loras(self.checkpoint, name, getattr(self, name))
         )
@@ -385,7 +385,7 @@ class Engine:
         if self.scheduler.busy:
             raise UsageError(f"cannot {what} while requests are worked on; wait for their jobs")
         self.offload.leave()
-        for name in ("transformer", "transformer_2"):
+        for name in TRANSFORMERS:
             forward: Any = getattr(vars(self).get(name), "forward", None)
             if hasattr(forward, "forget"):
                 forward.forget()  # what was captured has the weights as they were

@@ -15,6 +15,7 @@ from . import weights
 from .errors import KinemaError, UsageError
 from .lora import Loras
 from .lora_apply import Changes
+from .originals import Original
 from .shards import Entry, read_entries
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ class Transformer:
 
     Its config has `weight_table()`, which names published weights, and `attention_head_dim`. The
     module `original` holds the names (`ORIGINAL`) that the repository of the model's authors gives
-    them: weights named so open as well.
+    them, if it is given: weights named so open as well.
     """
 
     module: str
     model: str
     config: str
-    original: str
+    original: str | None = None
 
     def __call__(self, component, device, dtype, backends, home) -> nn.Module:
         values, entries = self.read(component)
@@ -63,8 +64,14 @@ class Transformer:
 
     def read(self, component: Component) -> tuple[Any, dict[str, Entry]]:
         """The config, and what the files hold by published name."""
-        entries = _import(self.original).ORIGINAL.published(read_entries(component.folder))
+        entries = self.names().published(read_entries(component.folder))
         return self.config_of(component), entries
+
+    def names(self) -> Original:
+        """The names that its authors give its weights; none where they are the published ones."""
+        if self.original is None:
+            return Original({}, frozenset())
+        return _import(self.original).ORIGINAL
 
     def config_of(self, component: Component) -> Any:
         """The config."""
@@ -75,9 +82,8 @@ class Transformer:
         values, entries = self.read(component)
         with torch.device("meta"):
             like = getattr(_import(self.module), self.model)(values).state_dict()
-        original = _import(self.original).ORIGINAL
         changes = Changes(module, like, values.weight_table(), entries)
-        return Loras(changes, original, name)
+        return Loras(changes, self.names(), name)
 
 
 def function(module: str, name: str) -> Opener:

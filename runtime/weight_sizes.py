@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checkpoint import TRANSFORMERS
 from .costs.ledger import FP32
 from .shards import read_entries
 
@@ -57,7 +58,7 @@ def resident_bytes(
     users = {
         "shown": ("vae",),
         "encode": ("text_encoder", "image_encoder"),
-        "denoise": ("transformer", "transformer_2"),
+        "denoise": TRANSFORMERS,
         "decode": ("vae",),
         "sound": ("audio",),
     }

@@ -80,7 +80,7 @@ def detect(
     alpha = _alpha(frames, saturated, body, color)
     own = alpha * _dilate(body, 2)
     centres, areas = _moments(own)
-    frame_iou = _outlines(np.maximum(alpha, saturated), own, centres, areas)
+    frame_iou = _outlines(np.maximum(alpha, saturated), centres, areas)
     mean_iou = {shape: values.mean() for shape, values in frame_iou.items()}
     motion, contacts = find_motion(centres)
     return Detection(
@@ -189,9 +189,7 @@ def _moments(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ---- shape ----
 
 
-def _outlines(
-    whole: np.ndarray, own: np.ndarray, centres: np.ndarray, areas: np.ndarray
-) -> dict[str, np.ndarray]:
+def _outlines(whole: np.ndarray, centres: np.ndarray, areas: np.ndarray) -> dict[str, np.ndarray]:
     """Overlap of every frame with each ideal outline at its best place and size near the object.
 
     `whole` holds stray mass too, which belongs to no outline and so lowers the overlap.

@@ -53,7 +53,7 @@ def _pick(level: np.ndarray, floor: float, keep: float, column: float) -> np.nda
     while i < len(level):
         if level[i] > floor and level[i] > _RISE * left:
             peak = i + int(level[i : i + reach].argmax())
-            onsets.append(_half_rise(level, i, peak))
+            onsets.append(_half_rise(level, peak))
             left = level[peak]
             i = max(peak + 1, i + round(_REFRACTORY / column))
             left *= keep ** (i - peak)
@@ -63,8 +63,8 @@ def _pick(level: np.ndarray, floor: float, keep: float, column: float) -> np.nda
     return np.array(onsets)
 
 
-def _half_rise(level: np.ndarray, first: int, peak: int) -> float:
-    """Where the level passes half of its peak, between columns; `first` is on the way up."""
+def _half_rise(level: np.ndarray, peak: int) -> float:
+    """Where the level passes half of its peak, between columns."""
     half = level[peak] / 2
     at = peak
     while at > 0 and level[at - 1] > half:
