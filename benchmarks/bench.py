@@ -110,7 +110,7 @@ def cold_start(asked: Asked) -> Iterator[Row]:
         prompt = "a red ball bounces on the grass"
         commands = {
             "kinema --help": ["--help"],
-            "kinema generate": ["generate", prompt, "-o", target],
+            "kinema generate": ["generate", prompt, "-o", target, "--force"],
         }
         for name, arguments in commands.items():
             seconds = [_process(arguments) for _ in range(1 + asked.repeats)][1:]

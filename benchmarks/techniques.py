@@ -37,7 +37,7 @@ class Technique(NamedTuple):
 
 
 AXES = {
-    "tokens": [{"num_frames": frames, "steps": 4} for frames in (1, 9, 17, 33, 65)],
+    "tokens": [{"num_frames": frames, "steps": 4} for frames in (1, 9, 17, 25, 33)],
     "steps": [{"steps": steps} for steps in (5, 10, 20, 40)],
     "batch": [{"batch": batch, "steps": 4} for batch in (1, 2, 4, 8)],
 }
