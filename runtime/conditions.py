@@ -93,7 +93,8 @@ class Condition:
         for name in sorted(pictures, key=lambda name: int(name.split(".")[1])):
             media.setdefault(name.split(".")[0], []).append(pictures[name])
         one = "image" in media
-        return cls(**values, **{name: parts[0] if one else parts for name, parts in media.items()})
+        given: dict[str, Any] = {n: parts[0] if one else parts for n, parts in media.items()}
+        return cls(**values, **given)
 
     @property
     def _has_masks(self) -> bool:
@@ -169,6 +170,7 @@ def references(conditions: Iterable[Condition]) -> list[Any]:
 
 
 def _place(condition: Condition, num_frames: int, cut: bool) -> Placed:
+    assert condition.frame is not None  # a reference has no place
     start, count = condition.frame, condition.count()
     start = start + num_frames if start < 0 else start
     if not 0 <= start < num_frames:

@@ -105,14 +105,16 @@ class Given:
             yield self.last, frames - _frames(self.last)
 
     def _changes(self) -> Iterator[Change]:
-        if self.mask is not None:
-            yield lambda seen: torch.where(self.mask, self.values, seen)
+        mask, values, after, beside = self.mask, self.values, self.after, self.beside
+        if mask is not None:
+            assert values is not None
+            yield lambda seen: torch.where(mask, values, seen)
         if self.first is not None or self.last is not None:
             yield self.finish
-        if self.after is not None:
-            yield lambda seen: torch.cat([seen, self.after.expand(len(seen), *self.after.shape)], 2)
-        if self.beside is not None:
-            yield lambda seen: torch.cat([seen, self.beside.expand(len(seen), -1, -1, -1, -1)], 1)
+        if after is not None:
+            yield lambda seen: torch.cat([seen, after.expand(len(seen), *after.shape)], 2)
+        if beside is not None:
+            yield lambda seen: torch.cat([seen, beside.expand(len(seen), -1, -1, -1, -1)], 1)
 
 
 NOTHING = Given()
@@ -150,7 +152,7 @@ def _ends(engine: Engine, request: Request, plan: Plan) -> Given | None:
     return Given(**_at_ends(engine, request, plan)) if request.shown else None
 
 
-def _at_ends(engine: Engine, request: Request, plan: Plan) -> dict[str, Tensor]:
+def _at_ends(engine: Engine, request: Request, plan: Plan) -> dict[str, Any]:
     """`first` and `last`, as given; their sound, if the model has sound, is made.
 
     Those at the end are whole groups after the first, so a still comes before them. One picture
@@ -158,7 +160,8 @@ def _at_ends(engine: Engine, request: Request, plan: Plan) -> dict[str, Tensor]:
     """
     placed = place(request.shown, plan.num_frames)
     begin, end = ends(placed, plan.num_frames)
-    vae, tile, parts = engine.use("vae"), plan.setting.tile, {}
+    vae, tile = engine.use("vae"), plan.setting.tile
+    parts: dict[str, Any] = {}
     pictures = (picture for item in placed for picture in item.condition.pictures())
     pixels = [_pixels(picture, plan).to(engine.device) for picture in pictures]
     if begin:
@@ -213,7 +216,7 @@ def _bearings(engine: Engine, request: Request, plan: Plan) -> Given:
         strip = (..., plan.tracks[-1].rows, slice(None))
         mask[strip], values[strip] = engine.sound.given(frames)
     after = bearing_frame(channels, rows, columns)
-    parts = {"mask": mask, "values": values, "after": after}
+    parts: dict[str, Any] = {"mask": mask, "values": values, "after": after}
     moved = {name: part.to(engine.device) for name, part in parts.items()}
     return Given(**moved, **(_at_ends(engine, request, plan) if request.shown else {}))
 
@@ -263,7 +266,8 @@ def _clip(placed: list[Placed], plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
     frames = _frames_of(placed, plan)
     for start in range(0, plan.num_frames, GROUP):
         chunk = [next(frames) for _ in range(GROUP if start else 1)]
-        yield tuple(torch.stack(parts, dim=2) for parts in zip(*chunk, strict=True))
+        pixels, masks = zip(*chunk, strict=True)
+        yield torch.stack(pixels, dim=2), torch.stack(masks, dim=2)
 
 
 def _frames_of(placed: list[Placed], plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
@@ -287,7 +291,7 @@ def _mask(mask: Any, plan: Plan) -> Tensor:
     return ((_pixels(mask_picture(mask), plan)[:, :1] + 1) / 2).clamp(0, 1)
 
 
-def fold_mask(masks: Tensor, latent_size: tuple[int, int, int]) -> Tensor:
+def fold_mask(masks: Tensor, latent_size: tuple[int, ...]) -> Tensor:
     """Masks (F, H, W) of frames to (pixels of a latent, f, h, w), a frame for each latent frame."""
     height, width = latent_size[1:]
     stride = masks.shape[1] // height

@@ -73,8 +73,9 @@ def _row(cells: Sequence[object]) -> Markup:
 
 
 def _head(cell: object) -> Markup:
-    made = isinstance(cell, Markup) and cell.startswith("<th")
-    return cell if made else tag("th", cell, scope="col")
+    if isinstance(cell, Markup) and cell.startswith("<th"):
+        return cell
+    return tag("th", cell, scope="col")
 
 
 def _is_cell(cell: object) -> bool:

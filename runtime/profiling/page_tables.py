@@ -133,9 +133,9 @@ def glance(names: Sequence[str], before: Figures, after: Figures) -> Markup:
         first, second = getattr(before, field), getattr(after, field)
         if first is None and second is None:
             continue
-        both = first is not None and second is not None
-        change = say.change(first, second) if both else say.ABSENT
-        better = _better(first, second) if both else None
+        change, better = say.ABSENT, None
+        if first is not None and second is not None:
+            change, better = say.change(first, second), _better(first, second)
         rows.append((title, words(first), words(second), judged(change, better)))
     return table("Less is better in each", ("", *names, "change"), rows, kind="bars")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,7 +106,7 @@ def _problem(report: Any) -> str | None:
     return None
 
 
-def classes_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+def classes_of(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Sums of each class over all steps, in the order they come."""
     found: dict[str, dict[str, float]] = {}
     for step in report["steps"]:

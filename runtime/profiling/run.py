@@ -94,10 +94,10 @@ class Run(NamedTuple):
     @property
     def step_seconds(self) -> list[float]:
         """Of each step, guidance and all."""
-        steps = [span for span in self.spans if span.step is not None]
         outer: dict[int, float] = {}
-        for span in steps:
-            outer[span.step] = max(outer.get(span.step, 0.0), span.seconds)
+        for span in self.spans:
+            if span.step is not None:
+                outer[span.step] = max(outer.get(span.step, 0.0), span.seconds)
         return [outer[index] for index in sorted(outer)]
 
 

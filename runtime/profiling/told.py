@@ -77,7 +77,7 @@ def _classes(report: Mapping[str, Any]) -> str:
     found = classes_of(dict(report))
     whole = sum(one["seconds"] for one in found.values())
     head = ("class", "count", "time", "share", "FLOPs", "FLOP/s", "B/s", "floor", "ratio")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for name, one in found.items():
         seconds, floor = one["seconds"], one["floor_seconds"]
         rows.append(
@@ -118,7 +118,7 @@ def _what_if(report: Mapping[str, Any]) -> str:
 
 
 def _remarks(report: Mapping[str, Any]) -> str:
-    lines = list(report.get("notes") or ())
+    lines: list[str] = list(report.get("notes") or ())
     if overhead := report.get("overhead"):
         lines.append(f"looking inside took {overhead['attribution']}")
     if memory := report.get("memory"):

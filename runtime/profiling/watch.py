@@ -54,6 +54,7 @@ class DeviceClock:
 
     def settle(self, moments: list[Moment]) -> list[float]:
         self.wait()
+        assert self._first is not None  # `begin` came before the first of the moments
         event, host = self._first
         return [host + event.elapsed_time(moment) / 1000 for moment in moments]
 

@@ -51,12 +51,13 @@ class Watched(Session):
             return super().__next__()
 
     def prepare(self) -> Bound:
-        if self._bound is None:
-            bound = super().prepare()
-            if self.guided:
-                timed = self._inside("guidance", bound.predict)
-                self._bound = bound._replace(predict=timed)
-        return self._bound
+        if self._bound is not None:
+            return self._bound
+        bound = super().prepare()
+        if self.guided:
+            timed = self._inside("guidance", bound.predict)
+            bound = self._bound = bound._replace(predict=timed)
+        return bound
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -111,8 +112,9 @@ class Watched(Session):
             if isinstance(model, nn.Module) and id(model) not in self._dressed:
                 self._dressed.add(id(model))
                 self._time_forward(model)
-                if hasattr(model, "step"):  # a graph, which is not called as a module
-                    self._put(model, "step", self._inside("denoise", model.step))
+                step = getattr(model, "step", None)
+                if step is not None:  # a graph, which is not called as a module
+                    self._put(model, "step", self._inside("denoise", step))
 
     def _time_forward(self, model: nn.Module) -> None:
         running: list[Any] = []

@@ -65,7 +65,7 @@ def check_url(url: str, allow_private: bool = False) -> Target:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise UsageError(f"the URL's host {host[:80]!r} is not known") from None
-    addresses = [ip_address(item[4][0].partition("%")[0]) for item in found]
+    addresses = [ip_address(str(item[4][0]).partition("%")[0]) for item in found]
     if not addresses or not all(may_call(address, allow_private) for address in addresses):
         raise UsageError(f"the URL's host {host[:80]!r} is at an address that is not public")
     return Target(parts, host, port, tuple(dict.fromkeys(map(str, addresses))))

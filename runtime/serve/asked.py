@@ -18,11 +18,11 @@ UNFIT = re.compile("[\x00\ud800-\udfff]")  # for a database, and no character an
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 MAX_SHOTS, MAX_VARIATIONS, MAX_CHARACTERS = 50, 4, 2
 Model = TypeVar("Model", bound=BaseModel)
-PICTURE = {
+PICTURE: dict[str, Any] = {
     "description": "a file (jpg, png, webp), an object with image_url (a URL or a data: URL) or"
     " file_id, or such an object as JSON text"
 }
-CLIP = {
+CLIP: dict[str, Any] = {
     "description": "an MP4 file, or an object with the id of a video or the file_id of an MP4 file,"
     " also as JSON text"
 }
@@ -194,7 +194,7 @@ def check(model: type[Model], fields: dict[str, Any]) -> Model:
         first = error.errors(include_url=False, include_context=False)[0]
         param = ".".join(str(part) for part in first["loc"])[:80] or None
         if first["type"] == "extra_forbidden":
-            inner = {"storyboard": Shot, "characters": Appearing}.get(first["loc"][0], model)
+            inner = {"storyboard": Shot, "characters": Appearing}.get(str(first["loc"][0]), model)
             known = ", ".join((model if len(first["loc"]) == 1 else inner).model_fields)
             raise APIError(
                 400,

@@ -90,8 +90,12 @@ def _fault(request: Any, seen: set[str]) -> tuple[str, str, str | None] | None:
     if not isinstance(request, dict):
         return "invalid_request", "an object is expected on each line", None
     custom_id = request.get("custom_id")
-    fits = isinstance(custom_id, str) and 0 < len(custom_id) <= MAX_CUSTOM_ID
-    if not fits or UNFIT.search(custom_id):
+    fits = (
+        isinstance(custom_id, str)
+        and 0 < len(custom_id) <= MAX_CUSTOM_ID
+        and not UNFIT.search(custom_id)
+    )
+    if not fits:
         what = f"custom_id is text of 1 to {MAX_CUSTOM_ID} characters"
         return "invalid_custom_id", what, "custom_id"
     if custom_id in seen:

@@ -173,8 +173,9 @@ def add(
         try:
             file = files.find(session, owner, file_id)
         except APIError as error:
-            what = {"param": "input_file_id", "code": "file_not_found"}
-            raise APIError(400, error.message, **what) from None
+            raise APIError(
+                400, error.message, param="input_file_id", code="file_not_found"
+            ) from None
         if file.purpose != "batch":
             message = f"file {file.id} has the purpose {file.purpose!r}; 'batch' is expected"
             raise APIError(400, message, param="input_file_id", code="invalid_value")

@@ -305,7 +305,9 @@ class Batching:
                 found = session.execute(query.where(BatchLine.line > last)).all()
             if not found:
                 return
-            yield from (outcome for _, outcome in found)
+            for _, outcome in found:
+                assert outcome is not None  # of a line that has ended
+                yield outcome
             last = found[-1].line
 
 

@@ -70,6 +70,7 @@ class _Pinned(http.client.HTTPConnection):
     def _reach(self) -> socket.socket:
         """A connection to the first address that takes one; they share the time there is."""
         *others, last = self.target.addresses
+        assert self.timeout is not None  # none is made without
         share = self.timeout / (1 + len(others))
         for address in others:
             with suppress(OSError):

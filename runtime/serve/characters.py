@@ -163,7 +163,7 @@ def delete(server: Server, owner: str, id: str) -> None:
 
 def bytes_kept(session: Session) -> int:
     """What all clips take."""
-    return int(session.scalar(select(func.coalesce(func.sum(Character.bytes), 0))))
+    return int(session.scalar(select(func.sum(Character.bytes))) or 0)
 
 
 def sweep(server: Server, left_alone: float) -> None:

@@ -110,9 +110,9 @@ def trouble_of(error: BaseException) -> str | None:
     if isinstance(error, PoolTimeout):
         return "all its connections are in use"
     if isinstance(error, (OperationalError, InterfaceError)):
-        return reason_of(error.orig)
+        return reason_of(error.orig or error)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return reason_of(error.orig)
+        return reason_of(error.orig or error)
     return None
 
 

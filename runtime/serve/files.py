@@ -7,7 +7,7 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import BigInteger, Index, Integer, String, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .server import Server
 
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")  # of uploads
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]  # of uploads
 MAX_NAME = 200
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # for a name
 
@@ -157,7 +157,7 @@ def delete(server: Server, owner: str, id: str) -> None:
 
 def bytes_kept(session: Session) -> int:
     """What all files take."""
-    return int(session.scalar(select(func.coalesce(func.sum(File.bytes), 0))))
+    return int(session.scalar(select(func.sum(File.bytes))) or 0)
 
 
 def sweep(server: Server, left_alone: float) -> None:

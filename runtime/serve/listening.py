@@ -19,7 +19,11 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, stop_seconds: float | None) -> None:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=stop_seconds
+            app,
+            log_config=None,
+            access_log=False,
+            # Declared as whole seconds, and given to asyncio as it is.
+            timeout_graceful_shutdown=stop_seconds,  # pyright: ignore[reportArgumentType]
         )
         super().__init__(config)
         self.app = app

@@ -205,7 +205,7 @@ class Making:
 
     def _add_sound(self, part: Part, samples: np.ndarray) -> None:
         """A part's, between what is there of it; of the same moments one passes into the other."""
-        rate = self.plan.sample_rate / self.plan.fps
+        rate = self._sample_rate / self.plan.fps
         first = 0 if self._backward else round(part.overlap * rate)
         until = first + round(part.kept * rate)
         there, new, beyond = samples[:first], samples[first:until], samples[until:]
@@ -221,14 +221,21 @@ class Making:
         self._audio.insert(0, new)
 
     @property
+    def _sample_rate(self) -> int:
+        """Of a model that makes sound."""
+        assert self.plan.sample_rate is not None
+        return self.plan.sample_rate
+
+    @property
     def _fade(self) -> int:
         """Samples."""
-        return round(FADE * self.plan.sample_rate)
+        return round(FADE * self._sample_rate)
 
     def _add_source(self, recording: Recording) -> None:
         """An extension begins, or ends, with its source."""
         if self.order.kind != "extension":
             return
+        assert self.source is not None
         plan, count = self.plan, 0
         for frame in self.source.at(plan.fps):
             recording.add(pictures.fit(frame[None], self.order.width, self.order.height))
@@ -251,6 +258,7 @@ class Making:
             before = before[:1] * (part.overlap - len(before)) + before
         request = self.order.request(presets, part, self.folder, before)
         if self.order.kind == "edit":
+            assert self.source is not None
             start = sum(before.kept for before in self.parts[: part.number]) - part.overlap
             strength = self.order.strength
             request = edited(self.engine, request, self.source, strength, start)

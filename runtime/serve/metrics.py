@@ -25,19 +25,21 @@ class Metrics:
 
     def __init__(self, server: Server) -> None:
         self.server, self.registry = server, CollectorRegistry()
-        own = {"registry": self.registry}
-        self.videos = Counter("kinema_videos", "Videos that ended.", ["status"], **own)
-        self.refusals = Counter("kinema_refusals", "Requests refused.", ["status", "code"], **own)
+        own = self.registry
+        self.videos = Counter("kinema_videos", "Videos that ended.", ["status"], registry=own)
+        self.refusals = Counter(
+            "kinema_refusals", "Requests refused.", ["status", "code"], registry=own
+        )
         self.stage = Histogram(
             "kinema_stage_seconds",
             "Work on a stage of one video.",
             ["stage"],
             buckets=SECONDS,
-            **own,
+            registry=own,
         )
-        self.step = Histogram("kinema_step_seconds", "One step.", buckets=SECONDS, **own)
+        self.step = Histogram("kinema_step_seconds", "One step.", buckets=SECONDS, registry=own)
         self.answer = Histogram(
-            "kinema_http_seconds", "Answers.", ["method", "route"], buckets=SECONDS, **own
+            "kinema_http_seconds", "Answers.", ["method", "route"], buckets=SECONDS, registry=own
         )
         gauges = {
             "kinema_queued_videos": ("Videos that wait.", self._queued),
@@ -46,7 +48,7 @@ class Metrics:
             "kinema_device_memory_bytes": ("Device memory in use.", _device_memory),
         }
         for name, (what, value) in gauges.items():
-            Gauge(name, what, **own).set_function(value)
+            Gauge(name, what, registry=own).set_function(value)
 
     def ended(self, status: str, making: Making | None) -> None:
         """A video ended, well or not."""

@@ -182,8 +182,8 @@ def _common(asked: Made) -> dict[str, Any]:
 
 
 def _model(asked: Made, source: Video | None) -> str:
-    named = "model" in asked.model_fields_set or source is None
-    return asked.model if named else source.model
+    named = "model" in asked.model_fields_set
+    return asked.model if named or source is None else source.model
 
 
 def _measure(path: Path, video: Video | None) -> tuple[int, int, float]:
@@ -231,7 +231,7 @@ def _naming(param: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        error.param = param
+        error.param = param  # pyright: ignore[reportAttributeAccessIssue]  # for the answer
         raise
     except APIError as error:
         if error.status != 404:

@@ -80,7 +80,7 @@ class Order:
         if before is not None:
             frames = [pictures.cover(frame, width, height) for frame in before]
             at = part.num_frames - len(frames) if self.direction == BACKWARD else 0
-            media = {"image": frames[0]} if len(frames) == 1 else {"frames": frames}
+            media: dict[str, Any] = {"image": frames[0]} if len(frames) == 1 else {"frames": frames}
             shown.append(Condition(**media, frame=at))
         elif self.picture and part.number == 0:
             picture = pictures.read(folder / REFERENCE)
@@ -133,6 +133,7 @@ def parts_of(order: Order, checkpoint: Checkpoint) -> list[Part]:
     goes_on = continues(order, presets)
     for shot in shots_of(order, presets):
         overlap = overlap_of(presets, turns=True) if parts and goes_on else 0
+        assert overlap is not None  # where shots go on, the model takes frames to go on from
         for size in _sizes(shot.num_frames, overlap, order, presets):
             parts.append(Part(len(parts), *size, shot.prompt))
     return _whole(parts)
@@ -183,8 +184,10 @@ def _sizes(
     while wanted > 0:
         count = min(presets.max_num_frames, _valid(wanted + overlap, presets))
         yield count, overlap, min(count - overlap, wanted)
-        wanted, overlap = wanted - (count - overlap), next_overlap
-        if wanted > 0 and overlap is None:
+        wanted -= count - overlap
+        if next_overlap is not None:
+            overlap = next_overlap
+        elif wanted > 0:
             raise UsageError(_too_long(order, presets))
 
 

@@ -95,7 +95,10 @@ class Runs:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.schedulers: Mapping[str, StepScheduler] = {
-            name: StepScheduler(Bench(engine), max_batch=engine.scheduler.max_batch)
+            name: StepScheduler(
+                Bench(engine),  # pyright: ignore[reportArgumentType]  # all that it asks of one
+                max_batch=engine.scheduler.max_batch,
+            )
             for name, engine in server.engines.items()
         }
         self.live: dict[str, Live] = {}
@@ -220,7 +223,9 @@ class Runs:
                 live.watched,
                 server.settings.provenance,
             )
-            live.job = self.schedulers[name].submit(live.making)
+            live.job = self.schedulers[name].submit(
+                live.making  # pyright: ignore[reportArgumentType]  # what a bench makes sessions of
+            )
             live.job.listen(lambda event: self._hear(live, event))
         except Exception as error:
             self._set_down(live, error)
@@ -240,6 +245,7 @@ class Runs:
     def _end(self, live: Live) -> None:
         error = None
         try:
+            assert live.job is not None
             live.job.result(0)
         except BaseException as failure:
             error = failure
@@ -289,10 +295,11 @@ class Runs:
             level = logging.INFO if isinstance(error, KinemaError) else logging.ERROR
             log.log(level, "video %s failed: %s", video.id, error, exc_info=error)
             return
-        settings = self.server.settings
-        video.status, video.completed_at = COMPLETED, now()
+        settings, completed_at = self.server.settings, now()
+        video.status, video.completed_at = COMPLETED, completed_at
         if settings.keep_seconds is not None:
-            video.expires_at = video.completed_at + settings.keep_seconds
+            video.expires_at = completed_at + settings.keep_seconds
+        assert live.making is not None
         video.report = live.making.served
         folder = self.server.folder(video.id)
         video.bytes = sum(file.stat().st_size for file in folder.iterdir() if file.suffix != RUN)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,9 @@ class Source:
         self.path = path
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            self.fps = float(stream.average_rate or stream.guessed_rate)
+            rate = stream.average_rate or stream.guessed_rate
+            assert rate is not None and stream.duration is not None and stream.time_base is not None
+            self.fps = float(rate)
             codec = stream.codec_context
             self.width, self.height = codec.width, codec.height
             self.seconds = float(stream.duration * stream.time_base)
@@ -70,8 +73,9 @@ Edges = dict[str, np.ndarray]  # "start" and "end", frames (n, h, w, 3), where t
 
 def keep_edges(folder: Path, edges: Edges, fps: float) -> None:
     """Keep them for whoever goes on from a finished video."""
+    kept: dict[str, Any] = {"fps": np.float64(fps), **edges}
     with whole_or_nothing(folder / EDGES) as unfinished, unfinished.open("wb") as file:
-        np.savez_compressed(file, fps=np.float64(fps), **edges)
+        np.savez_compressed(file, **kept)
 
 
 def source_edges(folder: Path, fps: float) -> Edges:

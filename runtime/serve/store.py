@@ -55,7 +55,9 @@ class Store:
                 command.upgrade(config, "head")
         except DBAPIError as error:
             self.close()
-            raise KinemaError(f"cannot open the database: {reason_of(error.orig)}") from None
+            raise KinemaError(
+                f"cannot open the database: {reason_of(error.orig or error)}"
+            ) from None
         except CommandError as error:  # tables of a later version
             self.close()
             raise KinemaError(f"cannot use the database: {reason_of(error)}") from None

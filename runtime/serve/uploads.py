@@ -14,6 +14,7 @@ from ..files import reason_of, whole_or_nothing
 if TYPE_CHECKING:
     import av
     import numpy as np
+    from av.container import InputContainer
     from PIL import Image
 
     from .limits import Limits
@@ -73,7 +74,8 @@ def _check_picture(image: Image.Image, limits: Limits) -> None:
     if max(image.size) > MAX_SIDE:
         raise UsageError(f"the picture is {size}; {MAX_SIDE:,} pixels a side at most")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph and its depth
-        raise UsageError(f"the picture has {image.n_frames} frames; one that stands still works")
+        count = getattr(image, "n_frames", 0)
+        raise UsageError(f"the picture has {count} frames; one that stands still works")
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -106,7 +108,7 @@ def store_clip(source: Path, into: Path, limits: Limits) -> Clip:
     return Clip(frames.count, *frames.size, fps, frames.count / fps)
 
 
-def _opened(source: Path, limits: Limits) -> av.container.InputContainer:
+def _opened(source: Path, limits: Limits) -> InputContainer:
     import av
 
     if (size := source.stat().st_size) > limits.max_body_bytes:
@@ -118,14 +120,14 @@ def _opened(source: Path, limits: Limits) -> av.container.InputContainer:
     return av.open(str(source), format="mp4", options=options)
 
 
-def _check_clip(container: av.container.InputContainer, limits: Limits) -> float:
+def _check_clip(container: InputContainer, limits: Limits) -> float:
     """Frames a second, of a clip whose headers say that it may be decoded."""
     if not container.streams.video:
         raise UsageError("the clip has no picture")
     stream = container.streams.video[0]
     codec = stream.codec_context
     name = "none that is known" if codec is None else codec.codec.canonical_name
-    if name not in CODECS:
+    if codec is None or name not in CODECS:
         raise UsageError(f"the clip is coded as {name}; {', '.join(CODECS)} work")
     _check_frame(codec.width, codec.height, limits)
     seconds = float(container.duration or 0) / 1_000_000

@@ -123,7 +123,7 @@ def page(
 def waiting(session: Session, owner: str | None = None) -> int:
     """How many are queued."""
     query = select(func.count()).where(Video.status == QUEUED)
-    return session.scalar(query if owner is None else query.where(Video.owner == owner))
+    return session.scalar(query if owner is None else query.where(Video.owner == owner)) or 0
 
 
 def work_ahead(session: Session, number: int | None = None) -> float:
@@ -134,4 +134,4 @@ def work_ahead(session: Session, number: int | None = None) -> float:
 
 def bytes_kept(session: Session) -> int:
     """What finished videos take."""
-    return int(session.scalar(select(func.coalesce(func.sum(Video.bytes), 0))))
+    return int(session.scalar(select(func.sum(Video.bytes))) or 0)

@@ -61,8 +61,8 @@ class WebhookEndpoint(Base):
 
     def secrets(self, at: float) -> list[str]:
         """What signs at a time: the secret, and the one before it while that is still good."""
-        old = self.old_secret is not None and at < (self.old_until or 0)
-        return [self.secret, self.old_secret] if old else [self.secret]
+        old, until = self.old_secret, self.old_until or 0
+        return [self.secret, old] if old is not None and at < until else [self.secret]
 
     def rotate(self, keep_old: bool) -> str:
         """A new secret, which is not shown again; the old one signs for a day more, or no more."""
@@ -190,9 +190,13 @@ class Webhooks:
             .limit(AT_ONCE)
         )
         first = select(WebhookDelivery).where(due).order_by(WebhookDelivery.due_at).limit(1)
+        own = select(WebhookEndpoint)
         with self.store.session() as session:
             return [
-                (session.scalars(first.where(waits == id)).one(), session.get(WebhookEndpoint, id))
+                (
+                    session.scalars(first.where(waits == id)).one(),
+                    session.scalars(own.where(WebhookEndpoint.id == id)).one(),
+                )
                 for id in session.scalars(endpoints).all()
             ]
 

@@ -60,7 +60,7 @@ Owner = Annotated[str, Depends(owner_of)]
 VideoId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]+$", max_length=80)]
 
 
-def body_of(model: type[Model]) -> Callable[[Request], Any]:
+def body_of(model: type[Model]) -> Callable[..., Any]:
     """A dependency: the body of a request, JSON or a form, as a model."""
 
     async def read(request: Request, owner: Owner) -> Model:

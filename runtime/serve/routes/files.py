@@ -35,7 +35,7 @@ class Uploaded(Fields):
     """The body of POST /v1/files."""
 
     file: Any = Field(json_schema_extra={"type": "string", "format": "binary"})
-    purpose: Literal[files.PURPOSES]
+    purpose: files.Purpose
     expires_after: ExpiresAfter | None = None
 
     @field_validator("file", mode="before")
