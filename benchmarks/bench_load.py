@@ -7,7 +7,7 @@ import torch
 
 import kinema
 from kinema.benchmarks import load
-from kinema.runtime import weights
+from kinema.runtime.checkpoints import weights
 from kinema.runtime.models.wan import WanTransformer
 
 GIGABYTES = 0.25

@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 
 from kinema.benchmarks import step
 from kinema.benchmarks.executors import CPU, embedded, rounded
-from kinema.runtime import executor as executors
+from kinema.runtime.execution import executor as executors
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,13 @@ from ..export.exporting import WRITERS, Writer
 from ..export.graphs import Graph, graphs_of, transformer_graphs
 from ..export.options import Options, as_options
 from ..runtime import engine as engines
-from ..runtime import executor as executors
-from ..runtime.checkpoint import open_checkpoint
+from ..runtime.checkpoints.checkpoint import open_checkpoint
+from ..runtime.execution import executor as executors
 from ..runtime.graphs import manifest
 from ..runtime.graphs.opening import Graphs
 from ..runtime.graphs.shells import TransformerGraphs
-from ..runtime.latents import initial_noise
 from ..runtime.models.wan import WanTransformer
+from ..runtime.sampling.latents import initial_noise
 from . import rows, step
 from .measure import Bounds, turns
 from .rows import Row

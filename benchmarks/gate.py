@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import executor as executors
+from ..runtime.execution import executor as executors
 from . import rows
 from .measure import interleave
 from .rows import Row

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import dispatch
-from ..runtime import executor as executors
 from ..runtime.errors import KinemaError
+from ..runtime.execution import executor as executors
 from . import chip, floors, rows, step
 from .kernels.timing import PREDICTED_GBPS, PREDICTED_TFLOPS
 from .measure import Bounds, turns

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..runtime import weights
+from ..runtime.checkpoints import weights
+from ..runtime.checkpoints.shards import SINGLE_FILES
 from ..runtime.models.wan import WanConfig, WanTransformer
-from ..runtime.shards import SINGLE_FILES
 from . import rows
 from .measure import interleave
 from .rows import Row

@@ -23,12 +23,12 @@ import torch
 from safetensors.torch import save_file
 from torch.autograd.profiler import profile
 
-from ..runtime import cost, device
-from ..runtime.checkpoint import EMBEDDED_FOLDER
+from ..runtime.checkpoints.checkpoint import EMBEDDED_FOLDER
 from ..runtime.engine import Engine, load
+from ..runtime.execution.pack import PackedLinear
 from ..runtime.models.wan import WanConfig, WanTransformer
-from ..runtime.pack import PackedLinear
-from ..runtime.request import Request
+from ..runtime.planning import cost, device
+from ..runtime.requests.request import Request
 from . import rows
 from .rows import Row
 

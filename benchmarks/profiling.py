@@ -16,7 +16,7 @@ from ..runtime import engine as engines
 from ..runtime.profiling.attribution import steps_of
 from ..runtime.profiling.watch import Stopwatch
 from ..runtime.profiling.watched import Watched
-from ..runtime.request import Request
+from ..runtime.requests.request import Request
 from . import rows
 from .measure import interleave
 from .rows import Row

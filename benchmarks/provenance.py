@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..runtime.media import write_mp4
+from ..runtime.media.mp4 import write_mp4
 from ..runtime.provenance import keys, manifest
 from .mark_clips import FPS, clip
 from .measure import interleave, provenance, summary, write_rows

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from ..export.calibration import psnr, ssim
 from ..runtime import engine as engines
-from ..runtime import executor as executors
-from ..runtime.decode import decode_frames
-from ..runtime.denoise import denoise, schedule_tracks
+from ..runtime.conditioning.text import MAX_TOKENS
 from ..runtime.errors import KinemaError
-from ..runtime.latents import initial_noise
-from ..runtime.pipeline import bind
-from ..runtime.plan import Plan, Track
-from ..runtime.text import MAX_TOKENS
+from ..runtime.execution import executor as executors
+from ..runtime.planning.plan import Plan, Track
+from ..runtime.sampling.denoise import denoise, schedule_tracks
+from ..runtime.sampling.latents import initial_noise
+from ..runtime.sessions.pipeline import bind
+from ..runtime.vaes.decode import decode_frames
 
 PROMPT = "a red ball bounces on the grass"
 PACKAGES = ("diffusers", "transformers", "onnxruntime", "cache-dit")

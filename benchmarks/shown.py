@@ -14,7 +14,7 @@ import numpy as np
 
 import kinema
 
-from ..runtime.conditions import Condition
+from ..runtime.requests.conditions import Condition
 from ..world.captions import sample_caption
 from ..world.detect import detect
 from ..world.render import render

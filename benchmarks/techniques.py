@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..runtime.plan import Plan
+from ..runtime.planning.plan import Plan
 from . import rows
 from .measure import interleave
 from .rows import Row

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from ..runtime import engine as engines
-from ..runtime.checkpoint import open_checkpoint
-from ..runtime.progress import Progress
-from ..runtime.request import Request
+from ..runtime.checkpoints.checkpoint import open_checkpoint
+from ..runtime.requests.request import Request
+from ..runtime.sessions.progress import Progress
 from . import rows
 from .measure import interleave
 from .rows import Row

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.media import write_mp4
+from ..runtime.media.mp4 import write_mp4
 from ..runtime.provenance.visible_mark import STAY_SECONDS, VisibleMark
 from .measure import interleave, median_ratio, provenance, write_rows
 

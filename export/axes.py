@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from ..runtime.layers import Sizes
+from ..runtime.models.layers import Sizes
 
 
 class Axis(NamedTuple):

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.formats import LEAST_PEAK
-from ..runtime.presets import presets_of
-from ..runtime.request import Request
+from ..runtime.checkpoints.presets import presets_of
+from ..runtime.requests.request import Request
 from .eight_bits import LARGEST, nearest, watched
 
 if TYPE_CHECKING:
-    from ..runtime.checkpoint import Checkpoint
+    from ..runtime.checkpoints.checkpoint import Checkpoint
     from ..runtime.engine import Engine
-    from ..runtime.media import Video
+    from ..runtime.media.video import Video
 
 PROMPTS = (
     "a red ball bounces on the grass",

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir
 
-from ..runtime.cost import shapes_of
+from ..runtime.checkpoints.hashes import file_hash
+from ..runtime.checkpoints.presets import presets_of
 from ..runtime.files import cache_folder
 from ..runtime.graphs.tensorrt import find, flavour_of
-from ..runtime.hashes import file_hash
-from ..runtime.plan import resolve
-from ..runtime.presets import presets_of
-from ..runtime.request import Request
+from ..runtime.planning.cost import shapes_of
+from ..runtime.planning.plan import resolve
+from ..runtime.requests.request import Request
 from . import tensorrt
 from .onnx import OnnxWriter, cast_node
 from .options import Clip
 
 if TYPE_CHECKING:
-    from ..runtime.checkpoint import Checkpoint
+    from ..runtime.checkpoints.checkpoint import Checkpoint
     from ..runtime.graphs.manifest import GraphEntry
-    from ..runtime.plan import Plan
+    from ..runtime.planning.plan import Plan
     from .graphs import Graph
     from .options import Options
 

@@ -9,11 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..runtime.checkpoint import Checkpoint, open_checkpoint
+from ..runtime.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..runtime.errors import KinemaError, UsageError
 from ..runtime.files import beside, reason_of
-from ..runtime.fit import gb
 from ..runtime.graphs.manifest import FILE, GraphEntry, Manifest
+from ..runtime.planning.fit import gb
 from .options import Options, as_options
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _check_disk(
     checkpoint: Checkpoint, components: Sequence[str], target: Path, options: Options, copies: int
 ) -> None:
-    from ..runtime.weight_sizes import weight_bytes
+    from ..runtime.planning.weight_sizes import weight_bytes
 
     weights = weight_bytes(checkpoint, options.dtype)
     needed = int(ROOM * copies * sum(weights[name] for name in components))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..kernels import Operations, Rope
 from ..kernels.operations import registered
+from ..runtime.checkpoints.presets import presets_of
 from ..runtime.graphs.names import flatten, rebuild
-from ..runtime.layers import Sizes
-from ..runtime.presets import presets_of
+from ..runtime.models.layers import Sizes
 from .axes import Axes, find_axes
 from .encoders import ImageEncoderGraph, TextEncoderGraph
 

@@ -15,9 +15,9 @@ import onnxruntime
 import onnxscript
 import torch
 
+from ..runtime.checkpoints.hashes import file_hash
 from ..runtime.graphs.manifest import GraphEntry, Port
 from ..runtime.graphs.onnx import OnnxRunner
-from ..runtime.hashes import file_hash
 from .axes import Axes, symbolic_shape
 from .graphs import StepGraph
 from .quantize import check_opset
@@ -26,7 +26,7 @@ from .translations import translations
 from .verify import tolerance, verify
 
 if TYPE_CHECKING:
-    from ..runtime.checkpoint import Checkpoint
+    from ..runtime.checkpoints.checkpoint import Checkpoint
     from .graphs import Graph
     from .options import Options
 

@@ -30,7 +30,7 @@ from .quantize import Product, layers, products, quantize, told_steps
 from .verify import tolerance, verify
 
 if TYPE_CHECKING:
-    from ..runtime.checkpoint import Checkpoint
+    from ..runtime.checkpoints.checkpoint import Checkpoint
     from .graphs import Graph
     from .options import Options
 

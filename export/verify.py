@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import KinemaError
-from ..runtime.layers import Sizes
+from ..runtime.models.layers import Sizes
 from .graphs import Graph
 
 SEED = 0

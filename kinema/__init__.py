@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import export
-    from .runtime.conditions import Condition
     from .runtime.engine import Engine, load
     from .runtime.errors import Cancelled, KinemaError, UsageError
-    from .runtime.guidance_options import Guidance
-    from .runtime.job import Job
-    from .runtime.media import Video
+    from .runtime.media.video import Video
     from .runtime.profiling.run import profile
     from .runtime.provenance.keys import Identity
     from .runtime.provenance.marking import Provenance
     from .runtime.provenance.verify import Verification, verify
-    from .runtime.request import Request
-    from .runtime.session import Session
+    from .runtime.requests.conditions import Condition
+    from .runtime.requests.guidance_options import Guidance
+    from .runtime.requests.request import Request
+    from .runtime.sessions.job import Job
+    from .runtime.sessions.session import Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,18 +47,18 @@ __all__ = [
 
 _HOMES = {
     "Cancelled": "errors",
-    "Condition": "conditions",
+    "Condition": "requests.conditions",
     "Engine": "engine",
-    "Guidance": "guidance_options",
+    "Guidance": "requests.guidance_options",
     "Identity": "provenance.keys",
-    "Job": "job",
+    "Job": "sessions.job",
     "KinemaError": "errors",
     "Provenance": "provenance.marking",
-    "Request": "request",
-    "Session": "session",
+    "Request": "requests.request",
+    "Session": "sessions.session",
     "UsageError": "errors",
     "Verification": "provenance.verify",
-    "Video": "media",
+    "Video": "media.video",
     "load": "engine",
     "profile": "profiling.run",
     "verify": "provenance.verify",

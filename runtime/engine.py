@@ -16,30 +16,30 @@ import torch
 
 from .. import kernels
 from ..kernels import Operations
-from . import device as devices
-from . import executor as executors
 from . import registry
-from .checkpoint import TRANSFORMERS, Checkpoint, open_checkpoint
-from .cost import Choice, Runner, Setting, guess_tokens
+from .checkpoints.checkpoint import TRANSFORMERS, Checkpoint, open_checkpoint
+from .checkpoints.presets import presets_of
+from .conditioning.text import TextEncoder
+from .conditioning.text_cache import EmbeddingCache
+from .conditioning.vision import ImageEncoder
 from .errors import UsageError
-from .fit import Fit, check_tile, fit
+from .execution import executor as executors
+from .execution.offload import MODES, Offload, Placed
 from .graphs.opening import check_executor, open_graphs
 from .graphs.shells import Runner as Runs
-from .job import Job
-from .lora import LoraReport, LoraSet
-from .media import Video
-from .offload import MODES, Offload, Placed
-from .plan import Plan, resolve
-from .presets import presets_of
-from .preview import Projection, projection_of
-from .progress import Progress
+from .lora.loaded import LoraReport, LoraSet
+from .media.video import Video
+from .planning import device as devices
+from .planning.cost import Choice, Runner, Setting, guess_tokens
+from .planning.fit import Fit, check_tile, fit
+from .planning.plan import Plan, resolve
 from .provenance.marking import Provenance
-from .request import Request
-from .scheduler import StepScheduler
-from .session import Session, resume
-from .text import TextEncoder
-from .text_cache import EmbeddingCache
-from .vision import ImageEncoder
+from .requests.request import Request
+from .sessions.job import Job
+from .sessions.progress import Progress
+from .sessions.scheduler import StepScheduler
+from .sessions.session import Session, resume
+from .vaes.preview import Projection, projection_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

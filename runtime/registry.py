@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from .. import kernels
-from . import weights
+from .checkpoints import weights
+from .checkpoints.originals import Original
+from .checkpoints.shards import Entry, read_entries
 from .errors import KinemaError, UsageError
-from .lora import Loras
-from .lora_apply import Changes
-from .originals import Original
-from .shards import Entry, read_entries
+from .lora.changes import Changes
+from .lora.loaded import Loras
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, Component
+    from .checkpoints.checkpoint import Checkpoint, Component
 
 Opener = Callable[
     ["Component", torch.device, torch.dtype, Mapping[str, str], torch.device], nn.Module
@@ -104,7 +104,7 @@ OPENERS: dict[str, Opener] = {
     ),
     "AutoencoderKinema": native("vaes.kinema", "AutoencoderKinema", "KinemaVAEConfig"),
     "AutoencoderKLWan": function("vaes.wan", "open_wan_vae"),
-    "KinemaSound": native("audio", "KinemaSound", "SoundConfig"),
+    "KinemaSound": native("vaes.audio", "KinemaSound", "SoundConfig"),
 }
 
 

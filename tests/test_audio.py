@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from kinema.runtime import registry
-from kinema.runtime.audio import GROUP, STRIP_ROWS, KinemaSound, SoundConfig
-from kinema.runtime.checkpoint import open_checkpoint
+from kinema.runtime.checkpoints.checkpoint import open_checkpoint
 from kinema.runtime.errors import UsageError
+from kinema.runtime.vaes.audio import GROUP, STRIP_ROWS, KinemaSound, SoundConfig
 from kinema.world.scene import BACKGROUNDS, Scene
 from kinema.world.sound import SAMPLES_PER_FRAME, render_sound
 

@@ -13,9 +13,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from kinema.runtime import checkpoint as module
-from kinema.runtime import hashes
-from kinema.runtime.checkpoint import INDEX, known_models, open_checkpoint
+from kinema.runtime.checkpoints import checkpoint as module
+from kinema.runtime.checkpoints import hashes
+from kinema.runtime.checkpoints.checkpoint import INDEX, known_models, open_checkpoint
 from kinema.runtime.errors import KinemaError, UsageError
 
 
@@ -252,7 +252,7 @@ def test_offline_the_hub_is_not_asked(tmp_path: Path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
     code = (
-        "from kinema.runtime.checkpoint import open_checkpoint\n"
+        "from kinema.runtime.checkpoints.checkpoint import open_checkpoint\n"
         "print(open_checkpoint('org/name').path.name)\n"
         "try: open_checkpoint('org/other')\n"
         "except Exception as error: print(error)"

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import kinema
-from kinema.runtime import checkpoint as checkpoints
+from kinema.runtime.checkpoints import checkpoint as checkpoints
 from kinema.runtime.cli import run
-from kinema.runtime.media import Video, count_samples, read_info
-from kinema.runtime.plan import resolve
-from kinema.runtime.progress import Progress
+from kinema.runtime.media.mp4 import count_samples
+from kinema.runtime.media.video import Video, read_info
+from kinema.runtime.planning.plan import resolve
+from kinema.runtime.sessions.progress import Progress
 
 PROMPT = "a red ball bounces"
 
@@ -292,7 +293,7 @@ def test_a_signal_while_writing_leaves_no_part_of_a_file(tmp_path, number, code)
 import os, signal, sys
 import numpy as np
 from kinema.runtime import cli
-from kinema.runtime.media import write_mp4
+from kinema.runtime.media.mp4 import write_mp4
 
 def frames():
     for _ in range(100):  # more than the encoder holds back
@@ -318,6 +319,6 @@ cli.main()
 
 def test_the_front_door_is_lazy_and_complete():
     assert set(kinema.__all__) <= set(dir(kinema))
-    assert kinema.Request.__module__ == "kinema.runtime.request"
+    assert kinema.Request.__module__ == "kinema.runtime.requests.request"
     with pytest.raises(AttributeError, match="nothing"):
         _ = kinema.nothing

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.runtime import clips
-from kinema.runtime.conditions import Condition, check, place, references
+from kinema.runtime.checkpoints.presets import PIPELINES
 from kinema.runtime.errors import UsageError
-from kinema.runtime.presets import PIPELINES
+from kinema.runtime.requests import clips
+from kinema.runtime.requests.conditions import Condition, check, place, references
 
 PICTURE = np.zeros((6, 8, 3), np.uint8)
 CLIP = np.zeros((5, 6, 8, 3), np.uint8)

@@ -15,17 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kinema import kernels
 from kinema.benchmarks.plan import allocated, open_bytes, peak_of
-from kinema.runtime import cost, costs, fit, pack, weight_sizes
-from kinema.runtime.checkpoint import EMBEDDED_FOLDER, open_checkpoint
-from kinema.runtime.cost import Runner, Setting
-from kinema.runtime.costs.ledger import COUNT_FLOPS, Ledger, Work
-from kinema.runtime.costs.wan import Shapes
-from kinema.runtime.decode import to_uint8
+from kinema.runtime.checkpoints.checkpoint import EMBEDDED_FOLDER, open_checkpoint
 from kinema.runtime.engine import load
 from kinema.runtime.errors import KinemaError, UsageError
+from kinema.runtime.execution import pack
 from kinema.runtime.models.wan import KEEP_FP32, WanConfig, WanTransformer
-from kinema.runtime.plan import resolve
-from kinema.runtime.request import Request
+from kinema.runtime.planning import cost, costs, fit, weight_sizes
+from kinema.runtime.planning.cost import Runner, Setting
+from kinema.runtime.planning.costs.ledger import COUNT_FLOPS, Ledger, Work
+from kinema.runtime.planning.costs.wan import Shapes
+from kinema.runtime.planning.plan import resolve
+from kinema.runtime.requests.request import Request
+from kinema.runtime.vaes.decode import to_uint8
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PROMPT = "a red ball bounces on the grass"
@@ -233,7 +234,7 @@ def test_what_a_run_needs_beyond_the_weights_has_none_of_them(big_checkpoint):
 
 
 def test_counting_imports_no_torch():
-    code = "import sys, kinema.runtime.cost, kinema.runtime.fit; assert 'torch' not in sys.modules"
+    code = "import sys, kinema.runtime.planning.fit; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

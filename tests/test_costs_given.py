@@ -9,15 +9,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kinema.benchmarks.plan import allocated
-from kinema.runtime.checkpoint import open_checkpoint
-from kinema.runtime.costs.encoders import wan_vae_encode
-from kinema.runtime.costs.ledger import Ledger
-from kinema.runtime.costs.steps import branches_of_steps
-from kinema.runtime.guidance import count_branches
-from kinema.runtime.guidance_options import Guidance
-from kinema.runtime.pipeline import scheduled
-from kinema.runtime.plan import resolve
-from kinema.runtime.request import Request
+from kinema.runtime.checkpoints.checkpoint import open_checkpoint
+from kinema.runtime.planning.costs.encoders import wan_vae_encode
+from kinema.runtime.planning.costs.ledger import Ledger
+from kinema.runtime.planning.costs.steps import branches_of_steps
+from kinema.runtime.planning.plan import resolve
+from kinema.runtime.requests.guidance_options import Guidance
+from kinema.runtime.requests.request import Request
+from kinema.runtime.sampling.guidance import count_branches
+from kinema.runtime.sessions.pipeline import scheduled
 
 NARROW = {"base_dim": 16}
 NARROW_22 = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from kinema.runtime import cuda_graph, executor
-from kinema.runtime.cuda_graph import Graphed
 from kinema.runtime.errors import UsageError
+from kinema.runtime.execution import cuda_graph, executor
+from kinema.runtime.execution.cuda_graph import Graphed
 from kinema.runtime.models.wan import WanConfig, WanTransformer
 
 CONFIG = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.runtime.decode import decode_frames, denormalise, normalise, to_uint8
+from kinema.runtime.vaes.decode import decode_frames, denormalise, normalise, to_uint8
 from kinema.runtime.vaes.wan import WanVAE
 
 CONFIG = SimpleNamespace(latents_mean=[0.5, -1.25, 3.0], latents_std=[2.0, 0.3, 1.7])

@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
-from kinema.runtime.denoise import denoise, schedule_tracks, timesteps_of
 from kinema.runtime.errors import UsageError
-from kinema.runtime.guidance import guide, is_guided
 from kinema.runtime.models.wan import WanConfig, WanTransformer
-from kinema.runtime.plan import Track
+from kinema.runtime.planning.plan import Track
+from kinema.runtime.sampling.denoise import denoise, schedule_tracks, timesteps_of
+from kinema.runtime.sampling.guidance import guide, is_guided
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 UNIPC = {

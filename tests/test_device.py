@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from kinema.runtime import device
-from kinema.runtime.costs.ledger import Work
-from kinema.runtime.device import Ceilings, interpolate, rising
 from kinema.runtime.errors import KinemaError
-from kinema.runtime.trials import Trial, trials
+from kinema.runtime.planning import device
+from kinema.runtime.planning.costs.ledger import Work
+from kinema.runtime.planning.device import Ceilings, interpolate, rising
+from kinema.runtime.planning.trials import Trial, trials
 
 POINTS = ((100.0, 1.0), (10_000.0, 4.0))
 KNOWN = Ceilings("a device", {"product/4": POINTS, "elementwise/4": POINTS}, call=0.5)

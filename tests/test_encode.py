@@ -5,8 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.runtime.encode import encode_chunks, encode_pixels, on_grey, open_picture, to_pixels
 from kinema.runtime.errors import UsageError
+from kinema.runtime.vaes.encode import (
+    encode_chunks,
+    encode_pixels,
+    on_grey,
+    open_picture,
+    to_pixels,
+)
 from kinema.runtime.vaes.kinema import AutoencoderKinema, KinemaVAEConfig
 from kinema.runtime.vaes.wan import WanVAE
 

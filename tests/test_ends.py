@@ -9,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kinema
 from kinema.benchmarks.plan import allocated
-from kinema.runtime.conditions import Condition, check, ends, place
-from kinema.runtime.costs.encoders import kinema_vae_encode
-from kinema.runtime.costs.ledger import Ledger
-from kinema.runtime.given import Given, given_of
-from kinema.runtime.presets import presets_of
-from kinema.runtime.request import Request
+from kinema.runtime.checkpoints.presets import presets_of
+from kinema.runtime.conditioning.given import Given, given_of
+from kinema.runtime.planning.costs.encoders import kinema_vae_encode
+from kinema.runtime.planning.costs.ledger import Ledger
+from kinema.runtime.requests.conditions import Condition, check, ends, place
+from kinema.runtime.requests.request import Request
 from kinema.runtime.vaes.kinema import AutoencoderKinema, KinemaVAEConfig
 from kinema.world.detect import detect
 from kinema.world.render import render

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import kinema
-from kinema.runtime import offload as modes
-from kinema.runtime.block_stream import BlockStream, tensors_of
 from kinema.runtime.errors import UsageError
-from kinema.runtime.offload import Offload
+from kinema.runtime.execution import offload as modes
+from kinema.runtime.execution.block_stream import BlockStream, tensors_of
+from kinema.runtime.execution.offload import Offload
 
 REQUEST = {"prompt": "a red ball bounces", "num_frames": 9, "num_inference_steps": 3}
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import kinema
-from kinema.runtime import cost, device
 from kinema.runtime import engine as engines
-from kinema.runtime import offload as modes
-from kinema.runtime import session as sessions
-from kinema.runtime.block_stream import BlockStream, tensors_of
 from kinema.runtime.cli import run
 from kinema.runtime.errors import UsageError
-from kinema.runtime.plan import resolve
+from kinema.runtime.execution import offload as modes
+from kinema.runtime.execution.block_stream import BlockStream, tensors_of
+from kinema.runtime.planning import cost, device
+from kinema.runtime.planning.plan import resolve
+from kinema.runtime.sessions import session as sessions
 
 PROMPT, SHORT = "a red ball bounces", {"num_frames": 9, "num_inference_steps": 4}
 REQUEST = kinema.Request(PROMPT, **SHORT)

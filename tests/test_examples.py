@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import kinema
-from kinema.runtime.media import read_info
+from kinema.runtime.media.video import read_info
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

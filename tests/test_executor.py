@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kinema
-from kinema.runtime import executor, pack
+from kinema.runtime.execution import executor, pack
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHORT = {"num_inference_steps": 2, "output": "latents"}

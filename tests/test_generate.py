@@ -13,8 +13,8 @@ import torch
 
 import kinema
 from kinema.runtime import cli
-from kinema.runtime.checkpoint import EMBEDDED_FOLDER
-from kinema.runtime.latents import initial_noise
+from kinema.runtime.checkpoints.checkpoint import EMBEDDED_FOLDER
+from kinema.runtime.sampling.latents import initial_noise
 from kinema.world.captions import heldout_prompts
 from kinema.world.detect import detect
 

@@ -7,9 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.runtime.conditions import Condition, place
-from kinema.runtime.cost import Setting
-from kinema.runtime.given import MAKERS, MOST, Given, _clip, bearing_frame, fold_mask, on_canvas
+from kinema.runtime.conditioning.given import (
+    MAKERS,
+    MOST,
+    Given,
+    _clip,
+    bearing_frame,
+    fold_mask,
+    on_canvas,
+)
+from kinema.runtime.planning.cost import Setting
+from kinema.runtime.requests.conditions import Condition, place
 
 SHAPE = (4, 3, 6, 8)  # channels, frames, rows, columns
 

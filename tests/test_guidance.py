@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from kinema.runtime import schedule
 from kinema.runtime.errors import UsageError
-from kinema.runtime.guidance import (
+from kinema.runtime.sampling import schedule
+from kinema.runtime.sampling.guidance import (
     Branches,
     Guidance,
     branches_needed,

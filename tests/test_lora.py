@@ -12,9 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kinema.runtime import lora, lora_apply, lora_files, pack, registry
-from kinema.runtime.checkpoint import open_checkpoint
+from kinema.runtime import registry
+from kinema.runtime.checkpoints.checkpoint import open_checkpoint
 from kinema.runtime.errors import KinemaError, UsageError
+from kinema.runtime.execution import pack
+from kinema.runtime.lora import changes as lora_apply
+from kinema.runtime.lora import formats as lora_files
+from kinema.runtime.lora import loaded as lora
 from kinema.runtime.models.wan_original import ORIGINAL
 
 diffusers = pytest.importorskip("diffusers")

@@ -13,14 +13,8 @@ import numpy as np
 import pytest
 
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.media import (
-    Video,
-    check_target,
-    count_samples,
-    fit_samples,
-    read_info,
-    write_mp4,
-)
+from kinema.runtime.media.mp4 import check_target, count_samples, fit_samples, write_mp4
+from kinema.runtime.media.video import Video, read_info
 
 REPORT = {"request": {"prompt": 'a "red" bäll\n\t\x00 \U0001f534'}, "seconds": {"decode": 0.25}}
 PRIMARIES = [(230, 30, 30), (230, 230, 30), (40, 200, 40), (30, 80, 230), (40, 40, 52)]

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from kinema.runtime import offload
-from kinema.runtime.block_stream import BlockStream, Slot, tensors_of
 from kinema.runtime.errors import KinemaError, UsageError
+from kinema.runtime.execution import offload
+from kinema.runtime.execution.block_stream import BlockStream, Slot, tensors_of
+from kinema.runtime.execution.offload import Offload, place
 from kinema.runtime.models.wan import WanConfig, WanTransformer
-from kinema.runtime.offload import Offload, place
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kinema.runtime import foreign, registry, umt5_original
-from kinema.runtime.checkpoint import Component, open_checkpoint
+from kinema.runtime import registry
+from kinema.runtime.checkpoints import foreign, umt5_original
+from kinema.runtime.checkpoints.checkpoint import Component, open_checkpoint
+from kinema.runtime.checkpoints.shards import Entry, read_entries
 from kinema.runtime.errors import KinemaError, UsageError
 from kinema.runtime.models import wan_original
-from kinema.runtime.shards import Entry, read_entries
 from kinema.runtime.vaes import wan_original as vae_original
 from kinema.runtime.vaes.wan import open_wan_vae
 

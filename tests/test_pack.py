@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from kinema.runtime.execution.pack import PackedLinear, can_pack, pack_linears
 from kinema.runtime.models.wan import WanConfig, WanTransformer
-from kinema.runtime.pack import PackedLinear, can_pack, pack_linears
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of PyTorch cannot pack")
 

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kinema.runtime import preview, registry
-from kinema.runtime.checkpoint import Component, open_checkpoint
-from kinema.runtime.encode import encode_pixels
+from kinema.runtime import registry
+from kinema.runtime.checkpoints.checkpoint import Component, open_checkpoint
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.preview import Projection
+from kinema.runtime.vaes import preview
+from kinema.runtime.vaes.encode import encode_pixels
+from kinema.runtime.vaes.preview import Projection
 from kinema.world.preview import scenes
 
 CHANNELS = 6

@@ -23,7 +23,7 @@ import kinema
 from kinema import Provenance, Video, verify
 from kinema.runtime.cli import run
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.media import read_info
+from kinema.runtime.media.video import read_info
 from kinema.runtime.provenance import keys, manifest
 from kinema.runtime.provenance.marking import Marking, marking
 from kinema.runtime.provenance.payload import payload_of

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.media import Encoder, read_info, write_mp4
-from kinema.runtime.recording import WAITING, Recording
+from kinema.runtime.media.mp4 import Encoder, write_mp4
+from kinema.runtime.media.recording import WAITING, Recording
+from kinema.runtime.media.video import read_info
 
 REPORT = {"request": {"prompt": "a red ball"}}
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.runtime.checkpoint import Checkpoint, open_checkpoint
-from kinema.runtime.conditions import Condition
+from kinema.runtime.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from kinema.runtime.checkpoints.presets import PIPELINES, Presets
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.plan import Plan, resolve
-from kinema.runtime.presets import PIPELINES, Presets
-from kinema.runtime.request import MAX_PROMPT_CHARS, Request
+from kinema.runtime.planning.plan import Plan, resolve
+from kinema.runtime.requests.conditions import Condition
+from kinema.runtime.requests.request import MAX_PROMPT_CHARS, Request
 
 SQUARE = Image.new("RGB", (64, 64))
 

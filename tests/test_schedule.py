@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinema.runtime import schedule
 from kinema.runtime.errors import UsageError
-from kinema.runtime.scheduler_configs import FORMATS
-from kinema.runtime.sigmas import Level, Schedule, level
+from kinema.runtime.sampling import schedule
+from kinema.runtime.sampling.scheduler_configs import FORMATS
+from kinema.runtime.sampling.sigmas import Level, Schedule, level
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 UNIPC = {"_class_name": "UniPCMultistepScheduler"}

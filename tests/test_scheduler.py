@@ -9,8 +9,8 @@ import pytest
 
 import kinema
 from kinema.runtime.errors import KinemaError
-from kinema.runtime.progress import Progress
-from kinema.runtime.scheduler import StepScheduler
+from kinema.runtime.sessions.progress import Progress
+from kinema.runtime.sessions.scheduler import StepScheduler
 
 
 class PretendSession:

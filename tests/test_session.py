@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import kinema
-from kinema.runtime import pipeline
-from kinema.runtime import session as sessions
 from kinema.runtime.errors import KinemaError
+from kinema.runtime.sessions import pipeline
+from kinema.runtime.sessions import session as sessions
 
 PROMPT = "a red ball bounces on the grass"
 STEPS = 5

@@ -14,9 +14,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kinema.runtime import schedule, solver_names, solvers
 from kinema.runtime.errors import UsageError
-from kinema.runtime.sigmas import Schedule
+from kinema.runtime.requests import solver_names
+from kinema.runtime.sampling import schedule, solvers
+from kinema.runtime.sampling.sigmas import Schedule
 
 MEAN, DEVIATION = 0.7, 0.6
 ENDS = {"flow": (0.9, 0.1), "ve": (6.0, 0.3), "vp": (6.0, 0.3)}

@@ -5,9 +5,9 @@ import weakref
 import pytest
 import torch
 
-from kinema.runtime.decode import decode_frames
-from kinema.runtime.encode import encode_chunks, encode_pixels
 from kinema.runtime.errors import UsageError
+from kinema.runtime.vaes.decode import decode_frames
+from kinema.runtime.vaes.encode import encode_chunks, encode_pixels
 from kinema.runtime.vaes.kinema import AutoencoderKinema, KinemaVAEConfig
 from kinema.runtime.vaes.streaming import StreamedVAE, stream
 from kinema.runtime.vaes.wan import WanVAE

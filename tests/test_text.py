@@ -5,14 +5,14 @@ import shutil
 import pytest
 import torch
 
-from kinema.runtime import foreign
-from kinema.runtime.block_stream import BlockStream
-from kinema.runtime.checkpoint import Component
+from kinema.runtime.checkpoints import foreign
+from kinema.runtime.checkpoints.checkpoint import Component
+from kinema.runtime.checkpoints.shards import read_entries
+from kinema.runtime.conditioning.text import MAX_TOKENS, TextEncoder, clean
+from kinema.runtime.conditioning.text_cache import EmbeddingCache
 from kinema.runtime.errors import KinemaError
-from kinema.runtime.offload import Offload
-from kinema.runtime.shards import read_entries
-from kinema.runtime.text import MAX_TOKENS, TextEncoder, clean
-from kinema.runtime.text_cache import EmbeddingCache
+from kinema.runtime.execution.block_stream import BlockStream
+from kinema.runtime.execution.offload import Offload
 from kinema.world import text as world_text
 from kinema.world.captions import heldout_prompts
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kinema.runtime.errors import UsageError
-from kinema.runtime.media import write_mp4
+from kinema.runtime.media.mp4 import write_mp4
 from kinema.runtime.provenance.visible_mark import (
     CORNERS,
     DIMMED,

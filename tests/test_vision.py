@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.runtime.block_stream import BlockStream
-from kinema.runtime.checkpoint import Component
+from kinema.runtime.checkpoints.checkpoint import Component
+from kinema.runtime.conditioning.vision import ImageEncoder
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.offload import Offload
-from kinema.runtime.vision import ImageEncoder
+from kinema.runtime.execution.block_stream import BlockStream
+from kinema.runtime.execution.offload import Offload
 
 transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kinema.runtime import registry, shards, weights
-from kinema.runtime.checkpoint import open_checkpoint
+from kinema.runtime import registry
+from kinema.runtime.checkpoints import shards, weights
+from kinema.runtime.checkpoints.checkpoint import open_checkpoint
 from kinema.runtime.errors import KinemaError
 from kinema.runtime.models.wan import WanConfig, WanTransformer
 
@@ -262,7 +263,7 @@ def test_a_variant_beside_the_weights_is_left_alone(model, folder):
 MEMORY = """
 import json, sys, torch
 from pathlib import Path
-from kinema.runtime import weights
+from kinema.runtime.checkpoints import weights
 from kinema.runtime.models.wan import WanConfig, WanTransformer
 
 def resident(field):

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime import preview, registry
-from ..runtime.checkpoint import EMBEDDED_FOLDER, open_checkpoint
+from ..runtime import registry
+from ..runtime.checkpoints.checkpoint import EMBEDDED_FOLDER, open_checkpoint
+from ..runtime.vaes import preview
 from .render import render
 from .scene import sample_scene
 

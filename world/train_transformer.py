@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import bind
-from ..runtime.audio import STRIP_ROWS, KinemaSound, SoundConfig
-from ..runtime.given import bearing_frame
+from ..runtime.conditioning.given import bearing_frame
 from ..runtime.models.wan import TEXT_LENGTH, WanConfig, WanTransformer
+from ..runtime.vaes.audio import STRIP_ROWS, KinemaSound, SoundConfig
 from ..runtime.vaes.kinema import AutoencoderKinema
 from .captions import held_out, sample_caption
 from .optim import trapezoid

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 
-from ..conditions import Condition
 from ..errors import UsageError
-from ..guidance_options import PLAIN, Guidance
+from ..requests.conditions import Condition
+from ..requests.guidance_options import PLAIN, Guidance
 
 SIZE = re.compile(r"(-?\d+)[xX](-?\d+)")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..progress import Progress
+    from ..sessions.progress import Progress
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..fit import gb
+from ..planning.fit import gb
 from .app import Debug, Json, app
 from .console import print_json, say, steps, table
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import Cancelled, UsageError
-from ..fit import gb
+from ..planning.fit import gb
 from .app import Debug, Json, app
 from .console import print_json, progress, say, table
 from .options import Asked, asking
@@ -26,11 +26,11 @@ from .provenance import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..media import Video
-    from ..plan import Plan
-    from ..progress import Progress
+    from ..media.video import Video
+    from ..planning.plan import Plan
     from ..provenance.marking import Provenance
-    from ..session import Session
+    from ..sessions.progress import Progress
+    from ..sessions.session import Session
 
 
 @app.command()
@@ -63,8 +63,8 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Make a video of PROMPT and write it to an MP4."""
-    from ..media import check_target
-    from ..plan import resolve
+    from ..media.mp4 import check_target
+    from ..planning.plan import resolve
 
     if save_every is not None and save_every < 1:
         raise UsageError(f"--save-every is {save_every}; it must be 1 step or more")

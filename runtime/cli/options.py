@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..guidance_options import PLAIN
-from ..request import Request
+from ..requests.guidance_options import PLAIN
+from ..requests.request import Request
 from .arguments import conditions, guidance, parse_lora, parse_numbers, parse_pair, parse_size
 from .console import say
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoints.checkpoint import Checkpoint
     from ..engine import Engine
 
 
@@ -148,7 +148,7 @@ def ask(
     ] = None,
 ) -> Asked:
     """What these options ask for. Opens the checkpoint; no weight is read."""
-    from ..checkpoint import open_checkpoint
+    from ..checkpoints.checkpoint import open_checkpoint
 
     width, height = parse_size(size)
     tile_width, tile_height = parse_size(tile, "--tile")

@@ -16,7 +16,7 @@ from .console import say
 from .options import Asked, asking
 
 if TYPE_CHECKING:
-    from ..request import Request
+    from ..requests.request import Request
 
 
 @app.command()
@@ -65,10 +65,10 @@ def profile(
         return _compare(asked, request, compare, json_file, html, trace)
     wanted = _request(asked, request)
     if output is not None:
-        from ..media import check_target as check_video
+        from ..media.mp4 import check_target as check_video
 
         check_video(output, overwrite=force)
-    from ..plan import resolve
+    from ..planning.plan import resolve
     from ..profiling.run import profile as run
 
     resolve(wanted, asked.checkpoint)  # what cannot run is refused before torch reads weights
@@ -89,7 +89,7 @@ def _request(asked: Asked, file: str | None) -> Request:
         return asked.request()
     if asked.prompt is not None:
         raise UsageError(f"--request {file} has its own prompt; leave {asked.prompt!r} out")
-    from ..request import Request
+    from ..requests.request import Request
 
     fields = _fields(file)
     try:
@@ -101,8 +101,8 @@ def _request(asked: Asked, file: str | None) -> Request:
 
 def _fields(file: str) -> dict[str, Any]:
     """The fields of a request as JSON has them."""
-    from ..conditions import Condition
-    from ..guidance_options import Guidance
+    from ..requests.conditions import Condition
+    from ..requests.guidance_options import Guidance
 
     try:
         fields = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))

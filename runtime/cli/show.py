@@ -21,7 +21,7 @@ HANGING = {"subsequent_indent": " " * 15, "break_on_hyphens": False}
 @app.command()
 def models(as_json: Json = False, debug: Debug = False) -> None:
     """Say what can be opened, and what the embedded model understands."""
-    from ..checkpoint import known_models
+    from ..checkpoints.checkpoint import known_models
 
     listing = known_models()
     if as_json:
@@ -46,7 +46,7 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Say what a finished file says about itself."""
-    from ..media import read_info
+    from ..media.video import read_info
     from ..provenance.verify import verify
 
     found = read_info(file)

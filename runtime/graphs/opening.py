@@ -19,7 +19,7 @@ from .manifest import Engines
 from .shells import Coding, Runner, TransformerGraphs
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoints.checkpoint import Checkpoint
 
 # What runs the graphs of a format: `Runner(file, entry, device)`.
 RUNNERS = {

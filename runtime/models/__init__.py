@@ -1,1 +1,1 @@
-"""Transformers, one file a family; they share one silhouette."""
+"""Transformers, one file a family in one silhouette, and what they share."""

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from ... import kernels
 from ...kernels import Operations
-from .. import batching, weights
+from ..checkpoints import weights
 from ..errors import UsageError
-from ..layers import LinearGelu, Sizes, sinusoidal_embedding
+from . import batching
+from .layers import LinearGelu, Sizes, sinusoidal_embedding
 
 TEXT_LENGTH = 512  # WanPipeline pads every prompt to this many tokens
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import Operations
-from .. import weights
+from ..checkpoints import weights
 from ..errors import UsageError
-from ..layers import Sizes
+from .layers import Sizes
 from .wan import (
     KEYS,
     TextContext,

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .. import pack
-from ..device import identity
 from ..errors import KinemaError
+from ..execution import pack
 from ..files import cache_folder, whole_or_nothing
+from ..planning.device import identity
 from .operators import Call
 
 FORMAT = 1

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..conditioning.text_cache import EmbeddingCache
 from ..engine import Engine, load
 from ..errors import UsageError
-from ..request import Request
-from ..session import Session
-from ..text_cache import EmbeddingCache
+from ..requests.request import Request
+from ..sessions.session import Session
 from . import attribution, trace, what_if
 from .attribution import StepCalls
 from .ceilings import Ceilings
@@ -30,7 +30,7 @@ from .watch import Stopwatch
 from .watched import Watched
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..planning.plan import Plan
     from ..provenance.marking import Provenance
 
 FORMAT = 1
@@ -265,7 +265,7 @@ def _warm(steady: Run) -> dict[str, Any]:
 
 
 def _device(engine: Engine, ceilings: Ceilings) -> dict[str, Any]:
-    from ..device import name_of
+    from ..planning.device import name_of
 
     on_cpu = engine.device.type == "cpu"
     threads = {"threads": torch.get_num_threads()} if on_cpu else {}

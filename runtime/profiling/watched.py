@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..costs.steps import branches_of_steps
-from ..denoise import Step
-from ..session import Bound, Session
+from ..planning.costs.steps import branches_of_steps
+from ..sampling.denoise import Step
+from ..sessions.session import Bound, Session
 from .spans import WAIT
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..plan import Plan
+    from ..media.recording import Recording
+    from ..planning.plan import Plan
     from ..provenance.marking import Provenance
-    from ..recording import Recording
-    from ..request import Request
+    from ..requests.request import Request
     from .watch import Stopwatch
 
 STAGES = {"encode": "bind"}  # of a session, where a part of it has the name

@@ -11,7 +11,7 @@ from .report import classes_of
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..request import Request
+    from ..requests.request import Request
 
 # Stages of the cost model, and those of the report that grow as they do.
 GROWS = {

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..request import MAX_GUIDANCE_SCALE, MAX_PROMPT_CHARS, MAX_SEED
+from ..requests.request import MAX_GUIDANCE_SCALE, MAX_PROMPT_CHARS, MAX_SEED
 from .characters import MAX_NAME
 from .errors import APIError
 from .orders import MAX_SECONDS, SIDES, STRENGTH

@@ -14,8 +14,8 @@ from PIL import Image
 from sqlalchemy import BigInteger, Index, Integer, String, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from .. import clips
-from ..presets import presets_of
+from ..checkpoints.presets import presets_of
+from ..requests import clips
 from .errors import APIError
 from .orders import CHARACTERS
 from .tables import Base, new_id, now

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import pipeline
-from ..encode import encode_chunks, encode_pixels, to_pixels
+from ..checkpoints.presets import presets_of
 from ..errors import UsageError
-from ..presets import presets_of
+from ..sessions import pipeline
+from ..vaes.encode import encode_chunks, encode_pixels, to_pixels
 from . import pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..engine import Engine
-    from ..plan import Plan
-    from ..request import Request
+    from ..planning.plan import Plan
+    from ..requests.request import Request
     from .sources import Source
 
 

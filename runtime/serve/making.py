@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checkpoints.presets import presets_of
 from ..errors import KinemaError, UsageError
-from ..presets import presets_of
-from ..progress import Progress
+from ..media.recording import Recording
 from ..provenance.marking import marking
-from ..recording import Recording
+from ..sessions.progress import Progress
 from . import pictures
 from .edits import edited
 from .orders import BACKWARD, PARENT, SOURCE, Order, Part, overlap_of, parts_of, settle
@@ -29,9 +29,9 @@ from .sources import Edges, Source, keep_edges, neighbours, source_edges
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..plan import Plan
+    from ..planning.plan import Plan
     from ..provenance.marking import Provenance
-    from ..session import Session
+    from ..sessions.session import Session
 
 VIDEO, RUN = "video.mp4", ".kinema"
 PREVIEW_EVERY = 0.5  # seconds; a preview costs about one step of the smallest model

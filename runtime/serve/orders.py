@@ -14,14 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..conditions import Condition
+from ..checkpoints.presets import Presets, presets_of
 from ..errors import UsageError
-from ..presets import Presets, presets_of
-from ..request import Request
+from ..requests.conditions import Condition
+from ..requests.request import Request
 from . import pictures
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoints.checkpoint import Checkpoint
 
 # In the video's folder. What is made from an upload, or remixed, names PARENT: the file as it came.
 REFERENCE, SOURCE, PARENT = "reference.png", "source.mp4", "parent.mp4"

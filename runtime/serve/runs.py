@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import Cancelled, KinemaError, UsageError
-from ..scheduler import StepScheduler
+from ..sessions.scheduler import StepScheduler
 from .attempts import Attempts, Crashed
 from .databases import log_failure, trouble_of
 from .making import RUN, Making, Paused
@@ -27,7 +27,7 @@ from .videos import COMPLETED, FAILED, IN_PROGRESS, PENDING, QUEUED, Video, lock
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..job import Job
+    from ..sessions.job import Job
     from .server import Server
 
 log = logging.getLogger("kinema.serve")

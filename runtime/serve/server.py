@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.presets import presets_of
 from ..errors import KinemaError, UsageError
 from ..files import reason_of
-from ..presets import presets_of
 from . import characters, edits, files, moderation, videos
 from .batching import Batching
 from .errors import APIError

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..clips import open_frames
 from ..files import whole_or_nothing
-from ..media import fit_samples
+from ..media.mp4 import fit_samples
+from ..requests.clips import open_frames
 from .orders import BACKWARD, SOURCE, Order
 
 # A video's first and last frames as the model made them: no codec, no mark, its own size.

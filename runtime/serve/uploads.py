@@ -94,7 +94,7 @@ def store_clip(source: Path, into: Path, limits: Limits) -> Clip:
 
     Raises `UsageError`, and `KinemaError` for a disk that is full.
     """
-    from ..media import write_mp4
+    from ..media.mp4 import write_mp4
 
     try:
         with _opened(source, limits) as container:

@@ -1,1 +1,1 @@
-"""Autoencoders between pixels and latents, one file a family."""
+"""Autoencoders, one file a family, and what drives them, to pixels and samples and back."""

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import weights
+from ..checkpoints import weights
+from ..checkpoints.shards import read_entries
 from ..errors import KinemaError, UsageError
-from ..shards import read_entries
 from .streaming import Streaming, Tile
 from .wan_layers import TiledDecoding, TiledEncoding, patchify, run_first, run_next, unpatchify
 from .wan_original import ORIGINAL

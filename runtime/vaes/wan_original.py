@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..originals import Original, Originals
+from ..checkpoints.originals import Original, Originals
 
 STAGES, BLOCKS = 4, 3  # of the decoder; the encoder's stages have a block less
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kinema.benchmarks import load, measure, rows
-from kinema.runtime.shards import read_entries, weight_files
+from kinema.runtime.checkpoints.shards import read_entries, weight_files
 
 TINY = {"num_attention_heads": 1, "attention_head_dim": 24, "ffn_dim": 32, "text_dim": 16}
 

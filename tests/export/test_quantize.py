@@ -20,7 +20,7 @@ from kinema.export.graphs import graphs_of
 from kinema.export.onnx import OnnxWriter
 from kinema.export.options import Options
 from kinema.export.quantize import Product, layers, products
-from kinema.runtime.checkpoint import open_checkpoint
+from kinema.runtime.checkpoints.checkpoint import open_checkpoint
 from kinema.runtime.errors import KinemaError, UsageError
 
 pytest.importorskip("diffusers")

@@ -8,7 +8,7 @@ import torch
 from kinema import kernels
 from kinema.kernels import reference
 from kinema.kernels.guided_step import run
-from kinema.runtime import solvers
+from kinema.runtime.sampling import solvers
 
 SHAPE = (2, 3, 2, 5, 7)
 

@@ -13,8 +13,8 @@ import torch
 import transformers
 from PIL import Image
 
-from kinema.runtime.conditions import Condition
-from kinema.runtime.request import Request
+from kinema.runtime.requests.conditions import Condition
+from kinema.runtime.requests.request import Request
 from kinema.world.text import write_tokenizer
 
 PROMPT, NEGATIVE = "a red ball bounces on the grass", "a blue square"

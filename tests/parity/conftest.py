@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import kinema.runtime
-from kinema.runtime import weights
+from kinema.runtime.checkpoints import weights
 from kinema.runtime.models.wan import WanConfig, WanTransformer
 
 diffusers = pytest.importorskip("diffusers")

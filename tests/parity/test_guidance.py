@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinema.runtime import schedule
-from kinema.runtime.guidance import Branches, guide
-from kinema.runtime.guidance_options import Guidance
-from kinema.runtime.plan import Track
+from kinema.runtime.planning.plan import Track
+from kinema.runtime.requests.guidance_options import Guidance
+from kinema.runtime.sampling import schedule
+from kinema.runtime.sampling.guidance import Branches, guide
 
 guiders = pytest.importorskip("diffusers.guiders")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kinema
-from kinema.runtime.conditions import Condition
+from kinema.runtime.requests.conditions import Condition
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kinema
-from kinema.runtime.conditions import Condition
+from kinema.runtime.requests.conditions import Condition
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.runtime import schedule, solvers
 from kinema.runtime.errors import UsageError
-from kinema.runtime.predictions import scale_input
-from kinema.runtime.scheduler_configs import FORMATS
-from kinema.runtime.sigmas import level
+from kinema.runtime.sampling import schedule, solvers
+from kinema.runtime.sampling.predictions import scale_input
+from kinema.runtime.sampling.scheduler_configs import FORMATS
+from kinema.runtime.sampling.sigmas import level
 
 diffusers = pytest.importorskip("diffusers")
 

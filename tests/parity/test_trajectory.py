@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kinema.runtime.denoise import denoise, schedule_tracks, timesteps_of
-from kinema.runtime.guidance import guide, is_guided
-from kinema.runtime.plan import Track
+from kinema.runtime.planning.plan import Track
+from kinema.runtime.sampling.denoise import denoise, schedule_tracks, timesteps_of
+from kinema.runtime.sampling.guidance import guide, is_guided
 
 diffusers = pytest.importorskip("diffusers")
 

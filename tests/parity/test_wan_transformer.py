@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kinema.kernels import bind
-from kinema.runtime import weights
+from kinema.runtime.checkpoints import weights
 from kinema.runtime.errors import KinemaError, UsageError
 from kinema.runtime.models.wan import TEXT_LENGTH, WanConfig, WanTransformer
 

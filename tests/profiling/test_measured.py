@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kinema
 from kinema.runtime.engine import Engine
 from kinema.runtime.errors import UsageError
-from kinema.runtime.media import read_info
+from kinema.runtime.media.video import read_info
 from kinema.runtime.profiling import ceilings as ceilings_module
 from kinema.runtime.profiling import report as reports
 from kinema.runtime.profiling import what_if
 from kinema.runtime.profiling.operators import GAPS, HIDDEN, PRODUCTS
 from kinema.runtime.profiling.report import Profile, classes_of
-from kinema.runtime.session import Session
+from kinema.runtime.sessions.session import Session
 
 PROMPT, STEPS, FRAMES = "a red ball bounces", 3, 5
 FIELDS = {"num_inference_steps": STEPS, "num_frames": FRAMES}

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kinema.runtime import pack
+from kinema.runtime.execution import pack
 from kinema.runtime.profiling import ceilings as ceilings_module
 from kinema.runtime.profiling import kineto, memory, operators
 from kinema.runtime.profiling.attribution import StepCalls, Timed, Watching, _by_kernels, split

@@ -10,12 +10,12 @@ import torch
 
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
-from kinema.runtime.progress import Progress
 from kinema.runtime.serve import Settings, runs
 from kinema.runtime.serve.making import RUN, Paused
 from kinema.runtime.serve.orders import Order
 from kinema.runtime.serve.server import Server
 from kinema.runtime.serve.videos import FAILED, QUEUED, Video
+from kinema.runtime.sessions.progress import Progress
 
 ENGINE = SimpleNamespace(
     device=torch.device("cpu"),

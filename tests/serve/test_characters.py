@@ -15,8 +15,8 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 import kinema
-from kinema.runtime.clips import open_frames
-from kinema.runtime.media import write_mp4
+from kinema.runtime.media.mp4 import write_mp4
+from kinema.runtime.requests.clips import open_frames
 from kinema.runtime.serve import Settings, characters, create_app, janitor
 from kinema.runtime.serve.orders import CHARACTERS
 

@@ -16,7 +16,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 import kinema
-from kinema.runtime.media import write_mp4
+from kinema.runtime.media.mp4 import write_mp4
 from kinema.runtime.serve import Settings, create_app, files, janitor, pictures
 from kinema.runtime.serve.errors import APIError
 from kinema.runtime.serve.limits import Limits

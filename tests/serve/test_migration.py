@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from kinema.runtime.media import read_info
+from kinema.runtime.media.video import read_info
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 ROOT = Path(__file__).parents[2]

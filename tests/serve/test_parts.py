@@ -10,9 +10,9 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from kinema.runtime.checkpoint import open_checkpoint
+from kinema.runtime.checkpoints.checkpoint import open_checkpoint
+from kinema.runtime.checkpoints.presets import WAN
 from kinema.runtime.errors import UsageError
-from kinema.runtime.presets import WAN
 from kinema.runtime.serve import pictures, server
 from kinema.runtime.serve.body import nest
 from kinema.runtime.serve.errors import APIError

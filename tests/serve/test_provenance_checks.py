@@ -13,7 +13,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 import kinema
-from kinema.runtime.media import write_mp4
+from kinema.runtime.media.mp4 import write_mp4
 from kinema.runtime.provenance.marking import marking
 from kinema.runtime.serve import Settings, create_app, files
 from kinema.runtime.serve.routes import provenance

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Path
 
-from ...checkpoint import INDEX
+from ...checkpoints.checkpoint import INDEX
+from ...checkpoints.presets import presets_of
 from ...errors import UsageError
-from ...presets import presets_of
 from .. import answers as told
 from .. import edits
 from ..errors import APIError

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import Field, field_validator
 
-from ...request import MAX_PROMPT_CHARS
+from ...requests.request import MAX_PROMPT_CHARS
 from .. import answers as told
 from .. import moderation
 from ..asked import Fields

@@ -1,0 +1,1 @@
+"""Folders and files of weights: opened, named, fetched, checked, streamed."""

@@ -1,0 +1,1 @@
+"""What a transformer is shown besides noise: text, pictures, frames that hold."""

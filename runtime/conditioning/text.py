@@ -1,0 +1,152 @@
+"""Prompts to embeddings, as the reference pipeline makes them: zero at the pads, no mask after."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..checkpoints import foreign
+from ..checkpoints.checkpoint import Component
+from ..execution.offload import Offload, Placed
+from .text_cache import EmbeddingCache
+
+if TYPE_CHECKING:
+    from ..graphs.shells import Runner
+
+MAX_TOKENS = 512  # what the reference pads and cuts prompts to
+ENCODERS = ("UMT5EncoderModel",)
+BLOCKS = ("encoder.block",)
+SHOWN = 60  # characters of what is cut that a warning quotes
+
+
+class PromptEmbeds(NamedTuple):
+    """Embeddings (B, L, text_dim), zero beyond each row's own tokens; its pads up to 512 (B,)."""
+
+    embeds: Tensor
+    pad_count: Tensor
+
+
+class TextEncoder:
+    """A tokenizer and an encoder, opened through transformers from local files only.
+
+    The encoder is read when the first prompt that is not in the cache needs it, and `release` drops
+    it. `offload`: where its weights are while it does not work; by default on the device. `graph`:
+    the encoder as it was exported, instead.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Component,
+        encoder: Component,
+        device: torch.device,
+        dtype: torch.dtype,
+        offload: Offload | None = None,
+        cache: EmbeddingCache | None = None,
+        graph: Runner | None = None,
+    ) -> None:
+        foreign.check_class(encoder, ENCODERS)
+        self.tokenizer = foreign.open_helper(tokenizer, "AutoTokenizer", trust_remote_code=False)
+        self.component, self.device, self.dtype = encoder, device, dtype
+        self.offload = offload or Offload(device)
+        self.cache = EmbeddingCache() if cache is None else cache
+        self.graph = graph
+        kind = "" if graph is None else " graph"
+        self.identity = f"{foreign.fingerprint(encoder)} {dtype} {device.type}{kind}"
+        self._placed: Placed | None = None
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeds:
+        """Embeddings of several prompts, as long as the longest of them.
+
+        Each is encoded alone, so that it does not depend on its neighbours or on the cache.
+        """
+        rows = [self._tokens(prompt) for prompt in prompts]
+        found: dict[tuple[int, ...], Any] = {row: self.cache.get(self._key(row)) for row in rows}
+        if absent := [row for row, embeds in found.items() if embeds is None]:
+            for row, embeds in zip(absent, self._run(absent), strict=True):
+                self.cache.put(self._key(row), embeds)
+                found[row] = embeds
+        embeds = [found[row].to(self.device) for row in rows]
+        pad_count = torch.tensor([MAX_TOKENS - len(row) for row in rows], device=self.device)
+        return PromptEmbeds(pad_sequence(embeds, batch_first=True), pad_count)
+
+    def open(self) -> Placed:
+        """The encoder, read now if it is not open."""
+        if self._placed is None:
+            model = foreign.open_model(self.component, ENCODERS, self.dtype)
+            self._placed = self.offload.place(model, BLOCKS)
+        return self._placed
+
+    def release(self) -> None:
+        """Drop the encoder from memory; it is read again when it is needed."""
+        if self._placed is not None:
+            self._placed.leave()
+            self._placed = None
+
+    def warnings(self, prompt: str) -> list[str]:
+        """What of the prompt the model cannot take in: unknown words, and what is cut off."""
+        text = clean(prompt)
+        tokens = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast)
+        notes = []
+        if self.tokenizer.is_fast and (unknown := _unknown_words(self.tokenizer, tokens, text)):
+            notes.append(f"the model has never seen: {', '.join(unknown)}")
+        if (count := len(tokens.input_ids)) > MAX_TOKENS:
+            cut = self._cut(text)
+            notes.append(
+                f"the prompt has {count} tokens; those after {MAX_TOKENS} are cut"
+                + (f": {cut!r}" if cut else "")
+            )
+        return notes
+
+    def _cut(self, text: str) -> str:
+        """What of a text is beyond the limit, shortened."""
+        if not self.tokenizer.is_fast:
+            return ""
+        kept = self.tokenizer(
+            text, truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True
+        )
+        rest = text[max(stop for _, stop in kept.offset_mapping) :].strip()
+        return rest if len(rest) <= SHOWN else f"{rest[:SHOWN].rstrip()}..."
+
+    def _tokens(self, prompt: str) -> tuple[int, ...]:
+        tokens = self.tokenizer(clean(prompt), truncation=True, max_length=MAX_TOKENS)
+        return tuple(tokens.input_ids)
+
+    def _key(self, tokens: tuple[int, ...]) -> str:
+        return hashlib.sha256(f"{self.identity} {tokens}".encode()).hexdigest()
+
+    def _run(self, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Embeddings (length, text_dim) of rows of tokens, on the CPU."""
+        tokens = (torch.tensor([row], device=self.device) for row in rows)
+        if self.graph is None:
+            model = self.open().use()
+            states = (model(input_ids=row).last_hidden_state for row in tokens)
+        else:
+            given = ({"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens)
+            states = (self.graph(inputs)["embeds"] for inputs in given)
+        return [state[0].to("cpu", self.dtype) for state in states]
+
+
+def clean(prompt: str) -> str:
+    """The prompt as the reference cleans it: mended, unescaped, single spaces."""
+    try:
+        import ftfy
+
+        prompt = ftfy.fix_text(prompt)
+    except ImportError:
+        pass  # the reference also goes without
+    prompt = html.unescape(html.unescape(prompt))
+    return re.sub(r"\s+", " ", prompt).strip()
+
+
+def _unknown_words(tokenizer: Any, tokens: Any, text: str) -> list[str]:
+    spans = zip(tokens.input_ids, tokens.offset_mapping, strict=True)
+    found = [text[a:b] for token, (a, b) in spans if token == tokenizer.unk_token_id and b > a]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,1 @@
+"""Applied to a finished module from outside: how it runs, and where its weights are."""

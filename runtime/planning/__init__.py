@@ -1,0 +1,1 @@
+"""Every number of a request settled, what it needs, and how it will run."""

@@ -1,0 +1,1 @@
+"""From noise to latents: the step, its solvers, guidance, and the tables they read."""

@@ -1,0 +1,324 @@
+"""How published schedulers lay out their sigmas, bit by bit.
+
+A table is made from a scheduler's options and what is wanted of it, a `Schedule` comes out. The
+operations, their order and their dtypes are the reference's, or the last bit would differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from .sigmas import Schedule, shift_sigmas
+
+Options = Mapping[str, Any]
+KARRAS_RHO = 7.0
+FP16_TINY = 2**-24  # what the reference takes for an ending signal of 0, so that sigma is finite
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Steps asked for: how many, and sigmas or timesteps to take in place of the scheduler's.
+
+    `sequence_length` is the number of latent positions, where the resolution moves the sigmas.
+    """
+
+    count: int
+    sigmas: tuple[float, ...] | None = None
+    timesteps: tuple[float, ...] | None = None
+    sequence_length: int | None = None
+
+
+def flow_match(options: Options, wanted: Wanted) -> Schedule:
+    """As `FlowMatchEulerDiscreteScheduler`, which shifts the already shifted range."""
+    num_train = options["num_train_timesteps"]
+    told = None if wanted.timesteps is None else np.array(wanted.timesteps, np.float32)
+    if wanted.sigmas is not None:
+        sigmas = np.array(wanted.sigmas, np.float32)
+    elif told is not None:
+        sigmas = told / num_train
+    else:
+        first, last = _flow_range(options)
+        sigmas = np.linspace(first, last, wanted.count) / num_train
+    sigmas = _shifted(sigmas, options, options["shift"], wanted)
+    if options.get("use_karras_sigmas"):
+        sigmas = _karras(sigmas[-1].item(), sigmas[0].item(), wanted.count)
+    elif options.get("use_exponential_sigmas"):
+        sigmas = _exponential(sigmas[-1].item(), sigmas[0].item(), wanted.count)
+    sigmas = torch.from_numpy(sigmas).float()
+    timesteps = sigmas * num_train if told is None else torch.from_numpy(told)
+    return Schedule(torch.cat([sigmas, torch.zeros(1)]), timesteps, num_train)
+
+
+def unipc(options: Options, wanted: Wanted) -> Schedule:
+    """As `UniPCMultistepScheduler`; timesteps are whole numbers."""
+    if not options["use_flow_sigmas"]:
+        return _multistep(options, wanted, last_of_table=True)
+    num_train = options["num_train_timesteps"]
+    if options["use_karras_sigmas"]:
+        ratios = _karras(*_ends(options, _ratios(_alphas_cumprod(options))), wanted.count)
+        return _whole(ratios / (ratios + 1), options)
+    if wanted.sigmas is not None:
+        sigmas = np.array(wanted.sigmas, np.float64)
+    else:
+        sigmas = np.linspace(1, 1 / num_train, wanted.count + 1)[:-1]
+    sigmas = _shifted(sigmas, options, options["flow_shift"], wanted)
+    if abs(sigmas[0] - 1) < 1e-6:
+        sigmas[0] -= 1e-6  # the solver takes the logarithm of 1 - sigma
+    return _whole(sigmas, options)
+
+
+def dpm(options: Options, wanted: Wanted) -> Schedule:
+    """As `DPMSolverMultistepScheduler`, whose flow sigmas start below 1."""
+    if not options["use_flow_sigmas"]:
+        return _multistep(options, wanted, last_of_table=False)
+    shift = options["flow_shift"]
+    if options["use_dynamic_shifting"]:
+        shift = np.exp(_dynamic_shift(options, wanted))
+    sigmas = 1.0 - np.linspace(1, 1 / options["num_train_timesteps"], wanted.count + 1)
+    return _whole(np.flip(shift_sigmas(sigmas, shift))[:-1].copy(), options)
+
+
+def euler(options: Options, wanted: Wanted) -> Schedule:
+    """As `EulerDiscreteScheduler` and `EulerAncestralDiscreteScheduler`: noise adds to latents."""
+    alphas_cumprod = _alphas_cumprod(options)
+    if options["rescale_betas_zero_snr"]:
+        alphas_cumprod[-1] = FP16_TINY
+    ratios = _ratios(alphas_cumprod)
+    last = ratios[0] if options.get("final_sigmas_type") == "sigma_min" else 0.0
+    if wanted.sigmas is not None:
+        sigmas = np.array(wanted.sigmas, np.float32)
+        timesteps, last = _times_of(sigmas, ratios), 0.0
+    else:
+        timesteps = _spaced(options, wanted, extra=0).astype(np.float32)
+        sigmas = np.interp(timesteps, np.arange(len(ratios)), ratios)
+        if options.get("use_karras_sigmas"):
+            sigmas = _karras(*_ends(options, sigmas[::-1]), wanted.count)
+            timesteps = _times_of(sigmas, ratios)
+        elif options.get("use_exponential_sigmas"):
+            sigmas = _exponential(*_ends(options, sigmas[::-1]), wanted.count)
+            timesteps = _times_of(sigmas, ratios)
+    table = torch.from_numpy(np.append(sigmas, last).astype(np.float32))
+    told = torch.from_numpy(timesteps.astype(np.float32))
+    if (
+        options.get("timestep_type") == "continuous"
+        and options["prediction_type"] == "v_prediction"
+    ):
+        told = torch.Tensor([0.25 * sigma.log() for sigma in table[:-1]])
+    scale = table.max()
+    if options["timestep_spacing"] == "leading":
+        scale = (scale**2 + 1) ** 0.5
+    num_train = options["num_train_timesteps"]
+    return Schedule(table, told, num_train, noise="ve", initial_scale=scale.item())
+
+
+def ddim(options: Options, wanted: Wanted) -> Schedule:
+    """As `DDIMScheduler`. Its steps are all equally long, whatever the timesteps are."""
+    return _equal_steps(options, wanted, _alphas_cumprod(options))
+
+
+def cogvideox(options: Options, wanted: Wanted) -> Schedule:
+    """As `CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`, which shift and then rescale."""
+    alphas_cumprod = torch.cumprod(1.0 - _betas(options, torch.float64), dim=0)
+    scale = options["snr_shift_scale"]
+    alphas_cumprod = alphas_cumprod / (scale + (1 - scale) * alphas_cumprod)
+    if options["rescale_betas_zero_snr"]:
+        alphas_cumprod = _rescaled_roots(alphas_cumprod) ** 2
+    return _equal_steps(options, wanted, alphas_cumprod)
+
+
+def lcm(options: Options, wanted: Wanted) -> Schedule:
+    """As `LCMScheduler`: some of the steps of the schedule that was distilled."""
+    num_train, original = options["num_train_timesteps"], options["original_inference_steps"]
+    if wanted.timesteps is not None:
+        timesteps = np.array(wanted.timesteps, np.int64)
+    elif wanted.count > original:
+        raise UsageError(
+            f"num_inference_steps={wanted.count} is more than the {original} steps that this"
+            f" scheduler's model was distilled from: nearest {original}"
+        )
+    else:
+        distilled = np.arange(original, 0, -1) * (num_train // original) - 1
+        picked = np.linspace(0, original, num=wanted.count, endpoint=False)
+        timesteps = distilled[np.floor(picked).astype(np.int64)]
+    timesteps = torch.from_numpy(timesteps)
+    ratios = _ratio(_alphas_cumprod(options)[timesteps]).float()
+    table = torch.cat([ratios, torch.zeros(1)])
+    return Schedule(table, timesteps, num_train, noise="vp")
+
+
+# ---- flow sigmas ---------------------------------------------------------------------------------
+
+
+def _flow_range(options: Options) -> tuple[float, float]:
+    num_train = options["num_train_timesteps"]
+    ends = torch.tensor([num_train, 1], dtype=torch.float32) / num_train
+    if not options.get("use_dynamic_shifting"):
+        ends = shift_sigmas(ends, options["shift"])
+    first, last = (end * num_train for end in ends.tolist())
+    return first, last
+
+
+def _shifted(sigmas: np.ndarray, options: Options, shift: float, wanted: Wanted) -> np.ndarray:
+    """Sigmas moved by a constant or by the resolution, then stretched to end where asked."""
+    if options.get("use_dynamic_shifting"):
+        mu = _dynamic_shift(options, wanted)
+        ratio = mu if options["time_shift_type"] == "linear" else math.exp(mu)
+        sigmas = ratio / (ratio + (1 / sigmas - 1))
+    else:
+        sigmas = shift_sigmas(sigmas, shift)
+    if terminal := options.get("shift_terminal"):
+        clean = 1 - sigmas
+        if clean[-1] == 0:
+            raise UsageError(f"shift_terminal={terminal:g} needs 2 steps at least; 1 was asked for")
+        sigmas = 1 - (clean / (clean[-1] / (1 - terminal)))
+    return sigmas
+
+
+def _dynamic_shift(options: Options, wanted: Wanted) -> float:
+    """The reference pipelines' mu: linear in the number of latent positions."""
+    if wanted.sequence_length is None:
+        raise UsageError(
+            "use_dynamic_shifting=True moves sigmas by the resolution: give sequence_length"
+        )
+    fewest, most = options["base_image_seq_len"], options["max_image_seq_len"]
+    slope = (options["max_shift"] - options["base_shift"]) / (most - fewest)
+    return wanted.sequence_length * slope + (options["base_shift"] - slope * fewest)
+
+
+def _whole(sigmas: np.ndarray, options: Options) -> Schedule:
+    """A table of flow sigmas whose timesteps are cut to whole numbers."""
+    num_train = options["num_train_timesteps"]
+    timesteps = torch.from_numpy(sigmas * num_train).to(torch.int64)
+    last = sigmas[-1] if options["final_sigmas_type"] == "sigma_min" else 0
+    return Schedule(
+        torch.from_numpy(np.append(sigmas, last).astype(np.float32)), timesteps, num_train
+    )
+
+
+# ---- sigmas of betas -----------------------------------------------------------------------------
+
+
+def _betas(options: Options, dtype: torch.dtype = torch.float32) -> Tensor:
+    start, end = options["beta_start"], options["beta_end"]
+    num_train = options["num_train_timesteps"]
+    if options["trained_betas"] is not None:
+        return torch.tensor(options["trained_betas"], dtype=torch.float32)
+    if options["beta_schedule"] == "linear":
+        return torch.linspace(start, end, num_train, dtype=torch.float32)
+    return torch.linspace(start**0.5, end**0.5, num_train, dtype=dtype) ** 2
+
+
+def _alphas_cumprod(options: Options) -> Tensor:
+    """The share of signal in the latents' variance at each training timestep."""
+    betas = _betas(options)
+    if options["rescale_betas_zero_snr"]:
+        shares = _rescaled_roots(torch.cumprod(1.0 - betas, dim=0)) ** 2
+        betas = 1 - torch.cat([shares[:1], shares[1:] / shares[:-1]])
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def _rescaled_roots(alphas_cumprod: Tensor) -> Tensor:
+    """Square roots stretched to end at 0 (https://arxiv.org/abs/2305.08891, algorithm 1)."""
+    roots = alphas_cumprod.sqrt()
+    first, last = roots[0].clone(), roots[-1].clone()
+    roots -= last
+    roots *= first / (first - last)
+    return roots
+
+
+def _ratio(alphas_cumprod: Tensor) -> Tensor:
+    return ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
+
+
+def _ratios(alphas_cumprod: Tensor) -> np.ndarray:
+    return _ratio(alphas_cumprod).numpy()
+
+
+def _ends(options: Options, rising: np.ndarray) -> tuple[float, float]:
+    """The least and the largest sigma: as the options say, or else of the table."""
+    least, largest = options.get("sigma_min"), options.get("sigma_max")
+    return (
+        rising[0].item() if least is None else least,
+        rising[-1].item() if largest is None else largest,
+    )
+
+
+def _karras(least: float, largest: float, count: int) -> np.ndarray:
+    """Even steps of the 7th root (https://arxiv.org/abs/2206.00364, equation 5)."""
+    low, high = least ** (1 / KARRAS_RHO), largest ** (1 / KARRAS_RHO)
+    return (high + np.linspace(0, 1, count) * (low - high)) ** KARRAS_RHO
+
+
+def _exponential(least: float, largest: float, count: int) -> np.ndarray:
+    """Even steps of the logarithm."""
+    return np.exp(np.linspace(math.log(largest), math.log(least), count))
+
+
+def _times_of(sigmas: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+    """Where sigmas lie among those of the training timesteps, by their logarithms."""
+    known, wanted = np.log(ratios), np.log(np.maximum(sigmas, 1e-10))
+    below = np.clip(np.searchsorted(known, wanted, side="right") - 1, 0, len(known) - 2)
+    low, high = known[below], known[below + 1]
+    weight = np.clip((low - wanted) / (low - high), 0, 1)
+    return (1 - weight) * below + weight * (below + 1)
+
+
+def _spaced(options: Options, wanted: Wanted, extra: int) -> np.ndarray:
+    """Falling training timesteps; `extra` is 1 where the reference drops one more at the end."""
+    num_train, count = options["num_train_timesteps"], wanted.count
+    if wanted.timesteps is not None:
+        return np.array(wanted.timesteps)
+    if options["timestep_spacing"] == "linspace":
+        return np.linspace(0, num_train - 1, count + extra)[::-1][:count]
+    if options["timestep_spacing"] == "leading":
+        ratio = num_train // (count + extra)
+        return (np.arange(count + extra) * ratio)[::-1][:count] + options["steps_offset"]
+    return np.arange(num_train, 0, -num_train / count).round() - 1
+
+
+def _multistep(options: Options, wanted: Wanted, last_of_table: bool) -> Schedule:
+    """`UniPCMultistepScheduler` and `DPMSolverMultistepScheduler` on betas."""
+    alphas_cumprod = _alphas_cumprod(options)
+    if options["rescale_betas_zero_snr"]:
+        alphas_cumprod[-1] = FP16_TINY
+    ratios = _ratios(alphas_cumprod)
+    if options["use_karras_sigmas"]:
+        sigmas = _karras(*_ends(options, ratios), wanted.count)
+        timesteps = _times_of(sigmas, ratios).round()
+    elif options["use_exponential_sigmas"]:
+        sigmas = _exponential(*_ends(options, ratios), wanted.count)
+        timesteps = _times_of(sigmas, ratios)
+    else:
+        timesteps = _spaced(options, wanted, extra=1).round().astype(np.int64)
+        sigmas, last_of_table = np.interp(timesteps, np.arange(len(ratios)), ratios), False
+    last = 0
+    if options["final_sigmas_type"] == "sigma_min":
+        last = sigmas[-1] if last_of_table else ratios[0]
+    table = torch.from_numpy(np.append(sigmas, last).astype(np.float32))
+    told = torch.from_numpy(timesteps).to(torch.int64)
+    return Schedule(table, told, options["num_train_timesteps"], noise="vp")
+
+
+def _equal_steps(options: Options, wanted: Wanted, alphas_cumprod: Tensor) -> Schedule:
+    num_train = options["num_train_timesteps"]
+    if wanted.count > num_train:
+        raise UsageError(
+            f"num_inference_steps={wanted.count} is more than this scheduler's"
+            f" {num_train} training timesteps: nearest {num_train}"
+        )
+    timesteps = torch.from_numpy(_spaced(options, wanted, extra=0).round().astype(np.int64))
+    before = timesteps - num_train // wanted.count
+    final = torch.ones(()) if options["set_alpha_to_one"] else alphas_cumprod[0]
+    shares = torch.where(before >= 0, alphas_cumprod[before.clamp(min=0)], final)
+    sigmas, targets = _ratio(alphas_cumprod[timesteps]).float(), _ratio(shares).float()
+    table = torch.cat([sigmas, targets[-1:]])
+    own = None if torch.equal(targets, table[1:]) else targets
+    return Schedule(table, timesteps, num_train, noise="vp", targets=own)

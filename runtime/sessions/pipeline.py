@@ -1,0 +1,167 @@
+"""One request from text to frames and sound. Each line is one call; see docs/structure.md.
+
+What happens between the steps is `session.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..conditioning.given import NOTHING, Given, given_of
+from ..requests.guidance_options import PLAIN, Guidance
+from ..requests.solver_names import LOOK_AHEAD
+from ..sampling import schedule
+from ..sampling.denoise import Track, schedule_tracks, timesteps_of
+from ..sampling.experts import Expert, experts_of, in_turn, with_scales
+from ..sampling.guidance import (
+    Branches,
+    Denoiser,
+    branches_needed,
+    count_branches,
+    guide,
+    uses_branch,
+)
+from ..sampling.latents import as_batch, draw_noise
+from ..sampling.predictions import scale_input
+from ..sampling.schedule import Schedule
+from ..vaes.decode import decode_frames, decode_sound
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..planning.plan import Plan
+    from ..requests.request import Request
+
+
+class Prepared(NamedTuple):
+    """What the steps of a request share, and the latents (1, C, F, H, W) in fp32 to start from.
+
+    `finish` is for the latents of the last step.
+    """
+
+    tracks: Sequence[Track]
+    predict: Denoiser
+    latents: Tensor
+    finish: Callable[[Tensor], Tensor]
+
+
+@torch.inference_mode()
+def prepare(engine: Engine, request: Request, plan: Plan) -> Prepared:
+    """Compute all that is constant in a request."""
+    generator = torch.Generator("cpu").manual_seed(plan.seed)
+    latents = start(request, plan, generator).to(engine.device)
+    tracks, experts = scheduled(plan, engine.scheduler_config, generator)
+    latents = latents * tracks[0].schedule.initial_scale
+    given = given_of(engine, request, plan) or NOTHING
+    prompts = [request.prompt], [request.negative_prompt]
+    shape, batched = latents.shape, plan.setting.guidance == "batched"
+    predict = bind(engine, *prompts, tracks, shape, given, experts, plan.guidance, batched)
+    predict = scale_input(predict, tracks[0].schedule)
+    return Prepared(tracks, predict, latents, given.finish)
+
+
+def start(request: Request, plan: Plan, generator: torch.Generator) -> Tensor:
+    """The noise that the request brings, or its seed's: (1, C, F, H, W) in fp32."""
+    if request.latents is not None:
+        return as_batch(request.latents)
+    return draw_noise(plan.latent_shape, generator)
+
+
+def scheduled(
+    plan: Plan, config: Mapping[str, Any], generator: torch.Generator
+) -> tuple[Sequence[Track], Sequence[Expert]]:
+    """Tracks on the plan's sigmas or else the scheduler config's, and who predicts when.
+
+    What solvers draw, they draw from where the generator stands after the first noise.
+    """
+    table = table_of(plan, config)
+    options = {
+        "solver": plan.solver,
+        "guidance": plan.guidance,
+        "generator": generator,
+        "table": table,
+    }
+    tracks = with_scales(plan, table)
+    tracks = schedule_tracks(tracks, config, plan.num_inference_steps, **options)
+    return tracks, experts_of(plan, table)
+
+
+def table_of(plan: Plan, config: Mapping[str, Any]) -> Schedule:
+    """The sigmas of a plan, else those of a scheduler config for as many steps."""
+    if plan.sigmas is None:
+        return schedule.from_config(config, plan.num_inference_steps, solver=plan.solver)
+    table = schedule.from_sigmas(plan.sigmas)
+    return table.doubled() if plan.solver in LOOK_AHEAD else table
+
+
+def bind(
+    engine: Engine,
+    prompts: list[str],
+    negative_prompts: list[str],
+    tracks: Sequence[Track],
+    latent_shape: Sequence[int],
+    given: Given = NOTHING,
+    experts: Sequence[Expert] | None = None,
+    guidance: Guidance = PLAIN,
+    batched: bool = True,
+) -> Denoiser:
+    """A guided denoiser of these prompts, all that is constant in it computed.
+
+    `batched`: both branches of guidance in one forward, or in two, one after the other.
+    """
+    num_predictions, shape = len(tracks[0].schedule), tuple(latent_shape)
+    experts = experts or [Expert("transformer", range(num_predictions))]
+    names = branches_needed(tracks, guidance, num_predictions, batched)
+    rows = prompts + negative_prompts if names != ("positive",) else prompts
+    text = engine.text_encoder.encode(rows)
+    count = len(prompts)
+    own = {"both": slice(None), "positive": slice(count), "negative": slice(count, None)}
+    timesteps = given.timesteps(timesteps_of(tracks).to(engine.device), shape[2])
+
+    firsts: WeakValueDictionary[Expert, Denoiser] = WeakValueDictionary()
+
+    def branch(name: str) -> Denoiser:
+        def bind_expert(expert: Expert) -> Denoiser:
+            transformer, embeds = engine.use(expert.name), [part[own[name]] for part in text]
+            beside = getattr(firsts.get(expert), "beside", None)
+            if beside is not None:  # only the text differs from the other branch's
+                bound = beside(*embeds, **given.bound)
+            else:
+                seen = given.shape(shape)
+                bound = transformer.bind(seen, timesteps[expert.part], *embeds, **given.bound)
+                firsts[expert] = bound
+
+            def predict(latents: Tensor, step: int) -> Tensor:
+                engine.use(expert.name)
+                return bound(latents, step)
+
+            return predict
+
+        def used(step: int) -> bool:
+            return uses_branch(name, count_branches(tracks, guidance, step), batched)
+
+        return in_turn(experts, bind_expert, used)
+
+    branches = Branches(**{name: branch(name) for name in names})
+    return given.show(guide(branches, tracks, guidance))
+
+
+def picture(engine: Engine, plan: Plan, latents: Tensor) -> Iterator[np.ndarray]:
+    """Frames of the first track's rows, uint8 (frames, height, width, 3), chunk by chunk."""
+    own = latents[:, :, plan.num_references :, plan.tracks[0].rows]
+    chunks = decode_frames(engine.use("vae"), own, plan.setting.tile)
+    while (chunk := next(chunks, None)) is not None:
+        yield chunk
+        engine.use("vae")  # other work may have used the device meanwhile
+
+
+def sound(engine: Engine, plan: Plan, latents: Tensor) -> np.ndarray | None:
+    """Samples (num_samples, channels) of the last track's rows, if the model has sound."""
+    if engine.sound is None:
+        return None
+    return decode_sound(engine.sound, latents[..., plan.tracks[-1].rows, :], plan.num_samples)
