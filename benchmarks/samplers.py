@@ -196,7 +196,7 @@ def reference_model(
     from diffusers import WanTransformer3DModel
 
     folder = engine.checkpoint.component("transformer").folder
-    model = WanTransformer3DModel.from_pretrained(folder, torch_dtype=engine.dtype).eval()
+    model = WanTransformer3DModel.from_pretrained(folder, dtype=engine.dtype).eval()
     model = model.to(engine.device)
     if name == "diffusers compiled":
         return torch.compile(model), lambda: None

@@ -57,6 +57,7 @@ class Sampler:
     def of(
         cls, checkpoint: Checkpoint, component: str, prompts: Sequence[str] | None = None
     ) -> Sampler:
+        """With these prompts, else the checkpoint's own examples, else `PROMPTS`."""
         examples = (checkpoint.vocabulary or {}).get("examples", ())
         found = prompts or examples[:MOST_PROMPTS] or PROMPTS
         return cls(checkpoint, component, tuple(found))

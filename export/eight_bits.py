@@ -17,7 +17,7 @@ from ..kernels.formats import FORMATS, LEAST_PEAK
 from ..runtime.errors import KinemaError
 
 LARGEST = {name: limit for name, (_, limit) in FORMATS.items()}
-RANGES = {"fp8": (-448.0, 448.0), "int8": (-128.0, 127.0)}
+LEAST = {"fp8": -LARGEST["fp8"], "int8": -128.0}  # of inputs; weights are symmetric
 
 
 class Weight(NamedTuple):
@@ -45,7 +45,7 @@ def settle(layer: nn.Linear, x_scale: float, to: str, dtype: torch.dtype = torch
 
 def nearest(steps: Tensor, to: str) -> Tensor:
     """The nearest 8-bit values, as numbers of the dtype that they came in."""
-    return _values(steps.clamp(*RANGES[to]), to).to(steps.dtype)
+    return _values(steps.clamp(LEAST[to], LARGEST[to]), to).to(steps.dtype)
 
 
 def _values(steps: Tensor, to: str) -> Tensor:

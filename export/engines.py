@@ -15,7 +15,7 @@ from ..runtime.checkpoints.hashes import file_hash
 from ..runtime.checkpoints.presets import presets_of
 from ..runtime.files import cache_folder
 from ..runtime.graphs.tensorrt import find, flavour_of
-from ..runtime.planning.cost import shapes_of
+from ..runtime.planning.cost import MOST_TEXT, PICTURE_TOKENS, shapes_of
 from ..runtime.planning.plan import resolve
 from ..runtime.requests.request import Request
 from . import tensorrt
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 FILE = "model.engine"
 COMPARED = "compared with PyTorch as ONNX, before engines were built of it"
 IN_HALF = "attention to pictures runs in fp16 between bf16: TensorRT-RTX cannot fuse it otherwise"
-MOST_TOKENS = 512  # of a text
 REFERENCES = 4  # pictures of how things look, a latent frame each, before a clip
 Sizes = dict[str, tuple[int, int, int]]  # the least, the best and the most of each
 
@@ -154,7 +153,7 @@ def clips_of(checkpoint: Checkpoint, clips: tuple[Clip, ...]) -> Iterator[tuple[
 
 def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> Sizes:
     """The sizes at which a graph works for a clip, `exact` or up to it."""
-    tokens, rows = (1, 64, MOST_TOKENS), (1, 2, 2)
+    tokens, rows, seen = (1, 64, MOST_TEXT), (1, 2, 2), (1, PICTURE_TOKENS, PICTURE_TOKENS)
     if graph in ("text_encoder", "image_encoder"):
         return {"batch": (1, 1, 2), "tokens": tokens}
     if graph.startswith("vae"):
@@ -162,11 +161,11 @@ def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> Siz
         grid = {"rows": picture.stop - picture.start, "columns": plan.latent_shape[3]}
         return {"batch": (1, 1, 1), **_ranges(grid, exact)}
     config = checkpoint.component("transformer").config
-    _, *sides = shapes_of(plan, checkpoint, MOST_TOKENS).latents
+    _, *sides = shapes_of(plan, checkpoint, MOST_TEXT).latents
     patch = config.get("patch_size", (1, 2, 2))
     names = "frames", "rows", "columns"
     grid = {name: side // p for name, side, p in zip(names, sides, patch, strict=True)}
-    sizes = {"batch": rows, "tokens": tokens, "seen": (1, 257, 257), **_ranges(grid, exact)}
+    sizes = {"batch": rows, "tokens": tokens, "seen": seen, **_ranges(grid, exact)}
     if presets_of(checkpoint).conditions == "control":
         least, best, most = sizes["frames"]
         sizes["frames"] = least, best, most + REFERENCES

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..runtime.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from ..runtime.checkpoints.checkpoint import TRANSFORMERS, Checkpoint, open_checkpoint
 from ..runtime.errors import KinemaError, UsageError
 from ..runtime.files import beside, reason_of
 from ..runtime.graphs.manifest import FILE, GraphEntry, Manifest
 from ..runtime.planning.fit import gb
-from .options import Options, as_options
+from .options import SERVER, WRITERS, Options, as_options
 
 if TYPE_CHECKING:
     from ..runtime.engine import Engine
     from .graphs import Graph
 
-COMPONENTS = ("text_encoder", "image_encoder", "transformer", "transformer_2", "vae")
-WRITERS = {
-    "onnx": "onnx:OnnxWriter",
-    "tensorrt": "engines:TensorRTWriter",
-    "aoti": "aoti:AotiWriter",
-}
+COMPONENTS = ("text_encoder", "image_encoder", *TRANSFORMERS, "vae")
 ROOM = 1.05  # of a disk, over what the weights take
 
 
@@ -87,7 +83,7 @@ def export(
         to, dtype=dtype, shapes=shapes, arch=arch, opset=opset, calibration=calibration
     )
     checkpoint, target = open_checkpoint(source, base), Path(output).expanduser()
-    if to == "triton-server":
+    if to == SERVER:
         given = _given(source=source, base=base, dtype=dtype and options.dtype)
         return _serve(checkpoint, target, given, components, overwrite)
     wanted = _components(checkpoint, components)
@@ -120,19 +116,21 @@ def _write(
     for done, component in enumerate(components):
         # An engine for each component: nothing else is open while it is written.
         graphs = graphs_of(_engine(checkpoint, options.dtype), component)
-        twins = [None] * MOST_GRAPHS
+        twins: Iterable[Graph | None] = repeat(None)
         if options.dtype == "bfloat16":
             twins = graphs_of(_rounded(checkpoint, component), component)
         for graph, twin in zip(graphs, twins, strict=False):
-
-            def told(doing: str, name: str = graph.name, done: int = done) -> None:
-                if progress is not None:
-                    progress(Progress(name, doing, done, len(components)))
-
+            told = _telling(progress, graph.name, done, len(components))
             yield graph.name, writer.write(graph, twin, folder, told)
 
 
-MOST_GRAPHS = 4  # of a component
+def _telling(
+    progress: Callable[[Progress], None] | None, graph: str, done: int, total: int
+) -> Callable[[str], None]:
+    """What a writer tells of one graph, as `Progress`."""
+    if progress is None:
+        return lambda doing: None
+    return lambda doing: progress(Progress(graph, doing, done, total))
 
 
 def _engine(checkpoint: Checkpoint, dtype: str) -> Engine:
@@ -162,8 +160,11 @@ def _writer(checkpoint: Checkpoint, options: Options) -> Writer:
     try:
         return getattr(import_module(f".{module}", __package__), name)(checkpoint, options)
     except ImportError as error:
+        if (error.name or "kinema").startswith("kinema"):
+            raise
+        extra = "tensorrt" if options.to == "tensorrt" else "export"
         raise KinemaError(
-            f"exporting to {options.to} needs {error.name}: pip install 'kinema[export]'"
+            f"exporting to {options.to} needs {error.name}: pip install 'kinema[{extra}]'"
         ) from None
 
 
@@ -182,12 +183,12 @@ def _serve(
     from .triton_server import write
 
     if components is not None:
-        raise UsageError("components are for graphs; triton-server serves the whole model")
+        raise UsageError(f"components are for graphs; {SERVER} serves the whole model")
     _check_target(target, overwrite)
     with _whole_folder(target, overwrite) as folder:
         write(folder, checkpoint.name, given)
         manifest = Manifest(
-            to="triton-server",
+            to=SERVER,
             dtype=given.get("dtype", "auto"),
             model={"name": checkpoint.name, "weights": checkpoint.weight_hash()},
             versions={"kinema": __version__},

@@ -1,8 +1,9 @@
 """The graphs of a checkpoint: pure functions of named tensors, each with examples of any size.
 
 Nothing here knows a family. A transformer is asked for `grid`, `rope_tables`, `modulation`,
-`text_context`, `forward` and an `example` of what its text context takes; an autoencoder for
-`decode_first`, `decode_next`, `encode_first` and `encode_next`.
+`text_context`, `forward` and an `example` of what its text context takes; it has `patch_embedding`
+and `key_multiple`, and in its `config` are `patch_size`, `in_channels` and `rope_max_seq_len`. An
+autoencoder is asked for `decode_first`, `decode_next`, `encode_first` and `encode_next`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..kernels import Operations, Rope
 from ..kernels.operations import registered
+from ..runtime.checkpoints.checkpoint import TRANSFORMERS
 from ..runtime.checkpoints.presets import presets_of
 from ..runtime.graphs.names import flatten, rebuild
 from ..runtime.models.layers import Sizes
@@ -56,15 +58,14 @@ class Graph:
 
 def graphs_of(engine: Engine, component: str) -> Iterator[Graph]:
     """The graphs of one component of an engine on the CPU, by its name in the index."""
-    if component.startswith("transformer"):
+    if component in TRANSFORMERS:
         axes = presets_of(engine.checkpoint).timestep_axes
         return transformer_graphs(getattr(engine, component), component, axes)
     return OTHERS[component](engine)
 
 
 def rebind(model: Any, operations: Operations) -> None:
-    """Let a transformer compute with other operations, and with any number of keys."""
-    model.key_multiple = 1
+    """Let a transformer compute with other operations."""
     for module in model.modules():
         if hasattr(module, "ops"):
             module.ops = operations
@@ -81,10 +82,14 @@ class TextGraph(nn.Module):
         self.model, self.names = model, tuple(names)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self.names, inputs, strict=True))
+        context = self.context(dict(zip(self.names, inputs, strict=True)))
+        return tuple(flatten("text", context).values())
+
+    def context(self, given: Mapping[str, Tensor]) -> Any:
+        """What the model makes of inputs of any precision."""
         like = self.model.patch_embedding.weight.dtype
         given = {name: x.to(like) if x.is_floating_point() else x for name, x in given.items()}
-        return tuple(flatten("text", self.model.text_context(**given)).values())
+        return self.model.text_context(**given)
 
 
 class StepGraph(nn.Module):
@@ -130,33 +135,26 @@ def transformer_graphs(
     `timestep_axes`: whether timesteps differ along frames, rows and columns of the token grid.
     """
     rebind(model, registered())
-    patch, weight = model.config.patch_size, model.patch_embedding.weight
-    device = weight.device
+    model.key_multiple = 1  # any number of keys, as they come
+    patch, device = model.config.patch_size, model.patch_embedding.weight.device
 
     def seen(sizes: Sizes) -> dict[str, Tensor]:
         return {name: x.to(device) for name, x in model.example(sizes).items()}
 
-    names = tuple(seen(Sizes()))
-    text = TextGraph(model, names)
-
-    def context(sizes: Sizes) -> Any:
-        with torch.no_grad():
-            given = {
-                name: x.to(weight) if x.is_floating_point() else x
-                for name, x in seen(sizes).items()
-            }
-            return model.text_context(**given)
-
-    like = context(Sizes())
+    text = TextGraph(model, tuple(seen(BASE)))
+    with torch.no_grad():
+        like = text.context(seen(BASE))
 
     def inputs(sizes: Sizes) -> dict[str, Tensor]:
         grid = (sizes.frames, sizes.rows, sizes.columns)
         sides = (size * p for size, p in zip(grid, patch, strict=True))
         spread = (s if varies else 1 for s, varies in zip(grid, timestep_axes, strict=True))
+        with torch.no_grad():
+            context = text.context(seen(sizes))
         return {
             "latents": torch.randn(sizes.batch, model.config.in_channels, *sides, device=device),
             "timesteps": 1000 * torch.rand(sizes.batch, *spread, device=device),
-            **flatten("text", context(sizes)),
+            **flatten("text", context),
         }
 
     limit = model.config.rope_max_seq_len

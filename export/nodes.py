@@ -19,6 +19,11 @@ Opset: TypeAlias = Any  # onnxscript.values.Opset
 Value: TypeAlias = Any  # onnx_ir.Value
 
 
+def shape_of(value: Value) -> tuple[int | str, ...]:
+    """Numbers, and expressions of what varies, such as "2*rows"."""
+    return tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape)
+
+
 def once(value: Value, key: Hashable, make: Callable[[], Any]) -> Any:
     """What `make` makes of a value that layers share, made for the first of them."""
     made = value.meta.setdefault("kinema.made", {})
@@ -28,14 +33,17 @@ def once(value: Value, key: Hashable, make: Callable[[], Any]) -> Any:
 
 
 def ints(op: Opset, values: Sequence[int]) -> Value:
+    """A constant (n,) of int64."""
     return op.Constant(value=ir.tensor(list(values), dtype=INT64))
 
 
 def number(op: Opset, value: float) -> Value:
+    """A constant () of fp32."""
     return op.Constant(value=ir.tensor(value, dtype=FP32))
 
 
 def cast(op: Opset, x: Value, to: ir.DataType, dtype: ir.DataType = FP32) -> Value:
+    """x, which has `dtype`, in the dtype `to`; itself where that is the same."""
     return x if dtype == to else op.Cast(x, to=to)
 
 
@@ -45,6 +53,7 @@ def fp32(op: Opset, x: Value) -> Value:
 
 
 def index(op: Opset, value: int) -> Value:
+    """A constant () of int64."""
     return op.Constant(value=ir.tensor(value, dtype=INT64))
 
 
@@ -75,10 +84,12 @@ def _over_root_mean_square(op: Opset, x: Value, axes: Sequence[int], eps: float)
 
 
 def pixel_norm(op: Opset, x: Value, groups: int, eps: float) -> Value:
+    """RMSNorm over the channels of each pixel of x (B, C, F, H, W)."""
     return _over_root_mean_square(op, x, [1], eps)
 
 
 def group_norm(op: Opset, x: Value, groups: int, eps: float) -> Value:
+    """GroupNorm of x (B, C, F, H, W), without its affine."""
     ones = op.Constant(value=ir.tensor(np.ones(groups, np.float32)))
     zeros = op.Constant(value=ir.tensor(np.zeros(groups, np.float32)))
     grouped = op.Reshape(x, ints(op, [0, groups, -1]))
@@ -86,16 +97,19 @@ def group_norm(op: Opset, x: Value, groups: int, eps: float) -> Value:
 
 
 def modulate(op: Opset, x: Value, scale: Value | None, shift: Value | None) -> Value:
+    """`x * (1 + scale) + shift`, each where given, in fp32."""
     factor = None if scale is None else op.Add(fp32(op, scale), number(op, 1.0))
     return affine(op, x, factor, None if shift is None else fp32(op, shift))
 
 
 def affine(op: Opset, x: Value, factor: Value | None, shift: Value | None) -> Value:
+    """`x * factor + shift`, each where given."""
     x = x if factor is None else op.Mul(x, factor)
     return x if shift is None else op.Add(x, shift)
 
 
 def linear(op: Opset, x: Value, weight: Value, bias: Value | None, dtype: ir.DataType) -> Value:
+    """`x @ weight^T + bias` in `dtype`, which x has."""
     columns = op.Transpose(cast(op, weight, dtype, weight.dtype), perm=[1, 0])
     hidden = op.MatMul(x, columns)
     return hidden if bias is None else op.Add(hidden, cast(op, bias, dtype, bias.dtype))

@@ -20,6 +20,7 @@ from ..runtime.graphs.manifest import GraphEntry, Port
 from ..runtime.graphs.onnx import OnnxRunner
 from .axes import Axes, symbolic_shape
 from .graphs import StepGraph
+from .nodes import shape_of
 from .quantize import check_opset
 from .tracing import quiet, trace
 from .translations import translations
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 SYMBOL = re.compile(r"\bs\d+\b")
 ELEMENTS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT64": "int64"}
-
-
 FILE = "model.onnx"
 LARGEST = 2_000_000_000  # bytes of weights in one file; a protocol buffer ends at 2 GiB
 WITHOUT_BF16 = "verified as its fp32 twin: onnxruntime's CPU has no bf16"
@@ -147,7 +146,7 @@ def ports(program: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def _ports(values: Iterable[Any]) -> tuple[Port, ...]:
-    return tuple(Port(v.name, ELEMENTS[v.dtype.name], _shape(v)) for v in values)
+    return tuple(Port(v.name, ELEMENTS[v.dtype.name], shape_of(v)) for v in values)
 
 
 def operators(program: Any) -> dict[str, int]:
@@ -156,23 +155,19 @@ def operators(program: Any) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _shape(value: Any) -> tuple[int | str, ...]:
-    return tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape)
-
-
 def _name_axes(model: Any, inputs: Mapping[str, torch.Tensor], axes: Axes) -> None:
     """Names of sizes in place of torch's symbols, in every shape."""
     known: dict[str, str] = {}
     for value, (name, example) in zip(model.graph.inputs, inputs.items(), strict=True):
         for i, axis in axes[name].items():
-            found = str(_shape(value)[i])
+            found = str(shape_of(value)[i])
             symbol = SYMBOL.search(found)
             if symbol and found.replace(symbol[0], axis.size) == str(axis):
                 known[symbol[0]] = axis.size
         value.shape = onnx_ir.Shape(symbolic_shape(example.shape, axes[name]))
     for value in _values(model):
         if value.shape is not None:
-            value.shape = onnx_ir.Shape([_named(axis, known) for axis in _shape(value)])
+            value.shape = onnx_ir.Shape([_named(axis, known) for axis in shape_of(value)])
 
 
 def _mend_norms(model: Any) -> None:

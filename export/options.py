@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 
 from ..runtime.errors import UsageError
 
-FORMATS = ("onnx", "tensorrt", "aoti", "triton-server")
+WRITERS = {
+    "onnx": "onnx:OnnxWriter",
+    "tensorrt": "engines:TensorRTWriter",
+    "aoti": "aoti:AotiWriter",
+}
+SERVER = "triton-server"  # which runs the model as it is
+FORMATS = (*WRITERS, SERVER)
 OPSETS = (18, 23, 24)
 DEFAULT_OPSET = 23
 # What is asked for: the dtype that the rest is computed in, and the format of the products' values.
@@ -45,6 +51,7 @@ class Options:
     calibration: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
+        """As a manifest holds them."""
         return asdict(self)
 
 

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from ..runtime.errors import KinemaError, UsageError
 from .eight_bits import Scales
-from .nodes import Value
+from .nodes import EIGHT_BIT, Value
 
-TYPES = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8}
 LEAST_OPSET = 19  # before, only fp32 is quantized, and there is no fp8
 FOLDED = "pkg.onnxscript.optimizer.folded_from"  # where a constant's parameters are written down
 ROOT, WEIGHT = "module.model.", ".weight"  # of a step's graph
@@ -98,7 +97,8 @@ def quantize(
         x_parts, weight_parts = (
             (values[f"{kind}_scale"], values[f"{kind}_zero"]) for kind in ("x", "weight")
         )
-        rows = _made("QuantizeLinear", [node.inputs[0], *x_parts], TYPES[to], node.inputs[0].shape)
+        exact_x = node.inputs[0]
+        rows = _made("QuantizeLinear", [exact_x, *x_parts], EIGHT_BIT[to], exact_x.shape)
         x_exact = _made("DequantizeLinear", [rows, *x_parts], values["x_scale"].dtype, rows.shape)
         columns = [values["weight_8"], *weight_parts]
         shape = values["weight_8"].shape

@@ -8,11 +8,8 @@ timing cache with it) shares all but a few lines and has not run.
 from __future__ import annotations
 
 import ast
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from ..runtime.errors import KinemaError, UsageError
 from ..runtime.files import reason_of, whole_or_nothing
 from ..runtime.graphs.shapes import evaluate
 from ..runtime.graphs.tensorrt import PLAIN, RTX, Profile, Range, find, flavour_of, listener
+from .monitor import monitor, signals_kept
 
 # The oldest architecture that computes in a type.
 LEAST = {"BF16": 80, "FP8": 89, "FP4": 100}
@@ -70,7 +68,6 @@ def build(
     *,
     timing_cache: Path | None = None,
     weight_streaming: bool = False,
-    workspace_bytes: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Built:
     """Build an engine for `arches` (such as "sm_89") and write it to `target`.
@@ -84,8 +81,6 @@ def build(
     began = time.monotonic()
     arches = tuple(arches)
     flavour = flavour_of(arches)
-    if workspace_bytes is not None and workspace_bytes <= 0:
-        raise UsageError(f"the workspace is {workspace_bytes} bytes; 1 or more work")
     if not onnx.is_file():
         raise UsageError(f"{str(onnx)!r} is no file; an exported model.onnx works")
     trt = find(flavour)
@@ -98,7 +93,7 @@ def build(
     decomposed = _allow_decomposition(trt, network)
     config = builder.create_builder_config()
     _set_targets(trt, config, flavour, arches)
-    _set_options(trt, config, flavour, weight_streaming, workspace_bytes)
+    _set_options(trt, config, flavour, weight_streaming)
     _add_profiles(builder, config, buckets)
     if timings:
         read_timings(config, timings)
@@ -127,11 +122,11 @@ def _serialized(
     trt: Any, builder: Any, network: Any, config: Any, progress: Callable[[float], None] | None
 ) -> Any:
     """The engine's bytes, or None; raises what progress raised."""
-    monitor = config.progress_monitor = _monitor(trt, progress)
-    with signals_kept(monitor.stop):
+    watching = config.progress_monitor = monitor(trt, progress)
+    with signals_kept(watching.stop):
         plan = builder.build_serialized_network(network, config)
-    if monitor.raised:
-        raise monitor.raised
+    if watching.raised:
+        raise watching.raised
     if plan is not None and progress:
         progress(1.0)
     return plan
@@ -195,19 +190,18 @@ def _check_types(network: Any, arches: Sequence[str]) -> None:
 
 def _symbolic_inputs(onnx: Path) -> dict[str, tuple[int | str, ...]]:
     try:
-        import onnx as library
-    except ImportError:
-        raise KinemaError("reading shapes needs onnx: pip install 'kinema[export]'") from None
+        import onnx_ir
+
+        from .nodes import shape_of
+    except ImportError as error:
+        raise KinemaError(
+            f"reading shapes needs {error.name}: pip install 'kinema[export]'"
+        ) from None
     try:
-        graph = library.load(onnx, load_external_data=False).graph
-    except Exception as error:  # protobuf has kinds of its own
+        graph = onnx_ir.load(onnx).graph
+    except Exception as error:  # of what reads it: kinds of its own
         raise UsageError(f"cannot read {str(onnx)!r}: {reason_of(error)}") from error
-    return {
-        port.name: tuple(
-            axis.dim_param or axis.dim_value for axis in port.type.tensor_type.shape.dim
-        )
-        for port in graph.input
-    }
+    return {str(value.name): shape_of(value) for value in graph.inputs}
 
 
 def _names(axis: int | str) -> set[str]:
@@ -285,16 +279,12 @@ def _set_targets(trt: Any, config: Any, flavour: str, arches: Sequence[str]) -> 
         )
 
 
-def _set_options(
-    trt: Any, config: Any, flavour: str, weight_streaming: bool, workspace_bytes: int | None
-) -> None:
+def _set_options(trt: Any, config: Any, flavour: str, weight_streaming: bool) -> None:
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and not what fp32 means elsewhere
     if weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     elif flavour == RTX:  # without it a CUDA graph cannot be captured; streaming excludes it
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    if workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
 
 
 def read_timings(config: Any, file: Path) -> None:
@@ -308,83 +298,3 @@ def write_timings(config: Any, file: Path) -> None:
     """Keep a builder's timings for later builds."""
     with whole_or_nothing(file) as unfinished:
         unfinished.write_bytes(config.get_timing_cache().serialize())
-
-
-# ---- progress ------------------------------------------------------------------------------------
-
-
-class Phases:
-    """Steps of phases within phases, as the part of it all that is done; it never goes back."""
-
-    def __init__(self) -> None:
-        self.open: dict[str, list[Any]] = {}
-        self.done = 0.0
-
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        self.open[name] = [parent, steps, 0]
-
-    def step(self, name: str, index: int) -> float:
-        self.open[name][2] = index + 1
-        part, inner = 0.0, name
-        while inner in self.open:
-            parent, steps, done = self.open[inner]
-            part, inner = (done + part) / steps, parent
-        self.done = max(self.done, min(part, 1.0))
-        return self.done
-
-    def finish(self, name: str) -> None:
-        self.open.pop(name)
-
-
-@contextmanager
-def signals_kept(stop: Callable[[], None]) -> Iterator[None]:
-    """A signal inside calls `stop` at once and its own handler after: what that raises in a
-    callback, TensorRT drops."""
-    kept: list[tuple[int, Any]] = []
-
-    def keep(number: int, frame: Any) -> None:
-        kept.append((number, frame))
-        stop()
-
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # no other may have handlers
-        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        handlers = {number: handler for number, handler in known.items() if callable(handler)}
-    for number in handlers:
-        signal.signal(number, keep)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for number, frame in kept[:1]:
-        handlers[number](number, frame)
-
-
-def _monitor(trt: Any, progress: Callable[[float], None] | None) -> Any:
-    """Tells progress; what that raises is kept in `raised`, for it may not cross TensorRT."""
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.phases, self.raised, self.stopped = Phases(), None, False
-
-        def stop(self) -> None:
-            self.stopped = True
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self.phases.start(name, parent, steps)
-
-        def step_complete(self, name: str, index: int) -> bool:
-            try:
-                done = self.phases.step(name, index)
-                if progress:
-                    progress(done)
-            except BaseException as error:
-                self.raised = error
-            return self.raised is None and not self.stopped
-
-        def phase_finish(self, name: str) -> None:
-            self.phases.finish(name)
-
-    return Monitor()

@@ -1,14 +1,83 @@
-"""What products and attention ask of their arguments; one line names the value and what works."""
+"""What operations ask of their arguments; one line names the value and what works."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._operator import DTYPES, check_shape, check_tensors, one_or
+from ._requirements import FP8, HALVES
+from .formats import Quantized, format_of
 from .tiles import TileMask
+
+DTYPES = (*HALVES, torch.float32)
+LEAST_EPS = 1e-30
+MAX_HEAD_DIM = 256  # of kernels of attention
+
+
+def check_one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """`ValueError` unless `value` is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known; {_listed(allowed)} work")
+
+
+def check_eps(eps: float) -> None:
+    """`ValueError` for an eps that fp32 does not tell from zero: a row of zeros would be NaN."""
+    if not LEAST_EPS <= eps < math.inf:
+        raise ValueError(
+            f"eps={eps} leaves a row of zeros without a norm; {LEAST_EPS} or more works"
+        )
+
+
+def check_tensors(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: Tensor | None) -> None:
+    """`ValueError` unless all have one of `dtypes` and the device of the first."""
+    leader = next(iter(tensors.values()))
+    assert leader is not None
+    device = leader.device
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in dtypes:
+            raise ValueError(f"{name} is {tensor.dtype}; {_listed(dtypes)} work")
+        if tensor.device != device:
+            first = next(iter(tensors))
+            raise ValueError(f"{name} is on {tensor.device}, but {first} on {device}")
+
+
+def check_shape(name: str, tensor: Tensor | None, *allowed: Sequence[int]) -> None:
+    """`ValueError` unless an optional tensor has one of the shapes."""
+    if tensor is not None and all(list(tensor.shape) != list(shape) for shape in allowed):
+        shapes = " or ".join(str(tuple(shape)) for shape in allowed)
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {shapes} works")
+
+
+def check_broadcast(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
+    """`ValueError` unless an optional tensor has all channels and its other axes broadcast."""
+    if tensor is None:
+        return
+    own = tuple(tensor.shape)
+    fits = 0 < len(own) <= len(shape) and own[-1] == shape[-1]
+    pairs = zip(reversed(own[:-1]), reversed(shape[:-1]), strict=False)
+    if not (fits and all(one_or(*pair) for pair in pairs)):
+        raise ValueError(
+            f"{name} has shape {own}, which does not broadcast to {tuple(shape)}: its last axis"
+            f" must be {shape[-1]}, each other 1 or that of x"
+        )
+
+
+def one_or(size: int, whole: int) -> bool:
+    """Whether an axis broadcasts. (`in (1, whole)` fails while torch.compile traces whole.)"""
+    return size == 1 or size == whole
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+# ---- attention and products ----------------------------------------------------------------------
 
 
 def check_attention(
@@ -33,6 +102,14 @@ def check_attention(
     if not 0 < factor < math.inf:
         raise ValueError(f"scale is {factor}; it must be positive and finite")
     return factor
+
+
+def check_heads(**tensors: Tensor) -> None:
+    """What kernels of attention ask beyond the definition; raises `ValueError`."""
+    for name, tensor in tensors.items():
+        if tensor.shape[-1] > MAX_HEAD_DIM:
+            raise ValueError(f"{name} has head dim {tensor.shape[-1]}; up to {MAX_HEAD_DIM} work")
+    check_contiguous_channels(**tensors)
 
 
 def check_bias(bias: Tensor, query: Tensor, key: Tensor) -> None:
@@ -78,6 +155,25 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"{name} is on {tensor.device}, but x on {x.device}")
 
 
+def check_quantized_linear(
+    x: Tensor | Quantized, weight: Quantized, bias: Tensor | None, dtype: torch.dtype | None
+) -> torch.dtype:
+    """The dtype of the product; raises `ValueError` where an argument does not fit."""
+    if not isinstance(weight, Quantized):
+        raise ValueError(f"weight is a {type(weight).__name__}; quantize_tokens(weight, to) works")
+    format_of(weight)
+    values = x.values if isinstance(x, Quantized) else x
+    check_linear(values, weight.values, bias)
+    check_shape("weight.scale", weight.scale, (weight.values.shape[0], 1))
+    if isinstance(x, Quantized):
+        check_shape("x.scale", x.scale, (*values.shape[:-1], 1))
+        if values.dtype != weight.values.dtype:
+            raise ValueError(f"x is {values.dtype}, but weight {weight.values.dtype}")
+        return torch.bfloat16 if dtype is None else dtype
+    check_tensors(x=x)
+    return x.dtype if dtype is None else dtype
+
+
 def check_tiles(query: Tensor, key: Tensor, tiles: TileMask) -> None:
     """Tiles of exactly these tokens, on the same device; raises `ValueError` otherwise."""
     batch, heads, tokens, _ = query.shape
@@ -120,8 +216,8 @@ def check_fp8(to: str | None, device: torch.device) -> None:
     if to != "fp8" or device.type != "cuda":
         return
     own = torch.cuda.get_device_capability(device)
-    if torch.version.hip is not None or own < (8, 9):
+    if torch.version.hip is not None or own < FP8:
         raise RuntimeError(
-            f"fp8 needs an NVIDIA GPU of compute capability 8.9, {device} is"
+            f"fp8 needs an NVIDIA GPU of compute capability {FP8[0]}.{FP8[1]}, {device} is"
             f" {torch.cuda.get_device_name(device)} with {own[0]}.{own[1]}; int8 works"
         )

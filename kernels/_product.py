@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._chip import describable, describe, multiprocessors
 from ._triton import ceil_div, launch, tl, triton
-from .attention import describable, describe
 
 GROUP = 8  # rows of tiles that share columns of the weight
 
@@ -156,10 +156,3 @@ def product(
         num_stages=config.num_stages,
     )
     return out.view(*x.shape[:-1], columns)
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Programs that run at once; few on the CPU, where Triton's interpreter takes them in turn."""
-    if device.type != "cuda":
-        return 3
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._softmax import gather
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .attention import gather
 from .formats import FORMATS, KEY_BLOCK, LEAST_PEAK, Quantized
 
 

@@ -1,4 +1,4 @@
-"""What the backends of attention and of matrix products ask for; nothing of them is imported.
+"""What the backends of operations ask for; nothing of them is imported.
 
 Each takes (device, needs) and says what is missing, or None. `needs` may have dtype, head_dim, bias
 (whether keys get one) and to ("fp8" or "int8").
@@ -14,11 +14,26 @@ import torch
 
 Missing = Callable[[torch.device, Mapping[str, Any]], "str | None"]
 HALVES = (torch.bfloat16, torch.float16)
+FP8 = (8, 9)  # compute capability from which NVIDIA's chips multiply e4m3
 FLASH2, FLASH3, FLASH4 = (
     ("flash_attn.flash_attn_interface",),
     ("flash_attn_interface", "fa3_fwd_interface"),
     ("flash_attn.cute.interface",),
 )
+
+
+def anywhere(device: torch.device, needs: Mapping[str, Any]) -> str | None:
+    """Nothing is missing."""
+    return None
+
+
+def triton(device: torch.device, needs: Mapping[str, Any]) -> str | None:
+    """A GPU, and the compiler."""
+    if device.type != "cuda":
+        return f"Triton kernels run on cuda, not on {device.type}"
+    if not torch.cuda.is_available():
+        return "no GPU is present"
+    return None if _found("triton") else "Triton is not installed: pip install triton (Linux)"
 
 
 def gpu(least: tuple[int, int], most: tuple[int, int] = (99, 0)) -> Missing:
@@ -73,7 +88,7 @@ def flash3_dtype(device: torch.device, needs: Mapping[str, Any]) -> str | None:
 
 
 def formats(*known: str) -> Missing:
-    """An 8-bit format the kernel has; fp8 needs compute capability 8.9."""
+    """An 8-bit format the kernel has."""
 
     def missing(device: torch.device, needs: Mapping[str, Any]) -> str | None:
         to = needs.get("to")
@@ -96,7 +111,7 @@ def both(*requirements: Missing) -> Missing:
 
 def fp8_chip(device: torch.device, needs: Mapping[str, Any]) -> str | None:
     """e4m3 products, where they are asked for."""
-    return gpu((8, 9))(device, needs) if needs.get("to") == "fp8" else None
+    return gpu(FP8)(device, needs) if needs.get("to") == "fp8" else None
 
 
 def _found(module: str) -> bool:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ._checks import check_attention
 from ._operator import operator
 from ._requirements import FLASH2, FLASH3, FLASH4
-from .attention import empty_output
+from ._softmax import empty_output
 
 Attention = Callable[..., Tensor]
 

@@ -16,21 +16,12 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
-from ._checks import check_attention, check_tiles
+from ._checks import check_attention, check_heads, check_tiles
+from ._chip import capability
+from ._compilations import ARCHES, WGMMA, Compilation, defaults, record
 from ._operator import operator
+from ._softmax import LOG2_E, Config, attend, empty_output, fp32_config, gather, scatter
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, WGMMA, Compilation, defaults, record
-from .attention import (
-    LOG2_E,
-    Config,
-    attend,
-    capability,
-    check_heads,
-    empty_output,
-    fp32_config,
-    gather,
-    scatter,
-)
 from .tiles import TileMask
 
 

@@ -10,14 +10,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from . import _requirements as require
 
-Missing = Callable[[torch.device, Mapping[str, Any]], "str | None"]
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +30,7 @@ class Backend:
 
     name: str
     target: str
-    missing: Missing
+    missing: require.Missing
     automatic: bool = True
 
     def load(self) -> Callable[..., Any]:
@@ -51,33 +49,19 @@ class Choice:
     function: Callable[..., Any]
 
 
-def anywhere(device: torch.device, needs: Mapping[str, Any]) -> str | None:
-    """Nothing is missing."""
-    return None
-
-
-def without_triton(device: torch.device, needs: Mapping[str, Any]) -> str | None:
-    """What Triton's kernels lack: a GPU, or the compiler."""
-    if device.type != "cuda":
-        return f"Triton kernels run on cuda, not on {device.type}"
-    if not torch.cuda.is_available():
-        return "no GPU is present"
-    if find_spec("triton") is None:
-        return "Triton is not installed: pip install triton (Linux)"
-    return None
-
-
-def plain(op: str, torch_function: str | None = None) -> tuple[Backend, ...]:
-    """The table of an operation with a Triton kernel and a twin in plain PyTorch."""
+def ours(op: str, missing: require.Missing = require.triton) -> tuple[Backend, Backend]:
+    """Those that every operation has: its Triton kernel, and its twin in plain PyTorch."""
     return (
-        Backend("triton", f"{op}:{op}", without_triton),
-        Backend("torch", f"torch_backend:{torch_function or op}", anywhere),
+        Backend("triton", f"{op}:{op}", missing),
+        Backend("torch", f"torch_backend:{op}", require.anywhere),
     )
 
 
+IN_8_BITS = require.both(require.triton, require.fp8_chip)
+
 # Best first.
 TABLE: dict[str, tuple[Backend, ...]] = {
-    op: plain(op)
+    op: ours(op)
     for op in (
         "norm_modulate",
         "qk_norm_rope",
@@ -127,52 +111,45 @@ TABLE["attention"] = (
             require.heads(require.HALVES, 256, 8, bias=False),
         ),
     ),
-    *plain("attention"),
-    Backend("matmul", "torch_backend:matmul_attention", anywhere, automatic=False),
+    *ours("attention"),
+    Backend("matmul", "torch_backend:matmul_attention", require.anywhere, automatic=False),
     *(
         Backend(
-            f"triton-{to}",
-            f"quantized_attention:{to}_attention",
+            name,
+            target,
             require.both(
-                without_triton,
+                require.triton,
                 require.gpu(least),
                 require.heads(require.HALVES, 256, 16, bias=True),
             ),
             automatic=False,
         )
-        for to, least in (("int8", (8, 0)), ("fp8", (8, 9)))
+        for name, target, least in (
+            ("triton-int8", "quantized_attention:int8_attention", (8, 0)),
+            ("triton-fp8", "quantized_attention:fp8_attention", require.FP8),
+        )
     ),
 )
-TABLE["block_sparse_attention"] = plain("block_sparse_attention")
-TABLE["quantized_attention"] = (
-    Backend(
-        "triton",
-        "quantized_attention:quantized_attention",
-        require.both(without_triton, require.fp8_chip),
-    ),
-    Backend("torch", "reference:quantized_attention", anywhere),
-)
+TABLE["block_sparse_attention"] = ours("block_sparse_attention")
+TABLE["quantized_attention"] = ours("quantized_attention", IN_8_BITS)
 TABLE["linear_gelu"] = (
     Backend("cublaslt", "linear_gelu:cublaslt", require.gpu((8, 0))),
-    *plain("linear_gelu"),
+    *ours("linear_gelu"),
 )
+KERNEL, TWIN = ours("quantized_linear", IN_8_BITS)
 TABLE["quantized_linear"] = (
     Backend(
         "scaled_mm",
         "quantized_linear:scaled_mm",
         require.both(require.gpu((9, 0)), require.formats("fp8")),
     ),
-    Backend(
-        "triton",
-        "quantized_linear:quantized_linear",
-        require.both(without_triton, require.fp8_chip),
-    ),
+    KERNEL,
     Backend(
         "int_mm",
         "quantized_linear:int_mm",
         require.both(require.gpu((8, 0)), require.formats("int8")),
     ),
-    Backend("torch", "torch_backend:quantized_linear", anywhere),
+    TWIN,
 )
 
 

@@ -7,9 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_linear
-from ._operator import check_shape, check_tensors
-
 # 8-bit formats: torch's dtype and the largest value used.
 FORMATS = {"fp8": (torch.float8_e4m3fn, 448.0), "int8": (torch.int8, 127.0)}
 KEY_BLOCK = 128  # keys of 8-bit attention that share a scale
@@ -48,22 +45,3 @@ def format_of(x: Quantized) -> str:
         if x.values.dtype == dtype:
             return name
     raise ValueError(f"quantized values are {x.values.dtype}; {', '.join(FORMATS)} work")
-
-
-def check_quantized_linear(
-    x: Tensor | Quantized, weight: Quantized, bias: Tensor | None, dtype: torch.dtype | None
-) -> torch.dtype:
-    """The dtype of the product; raises `ValueError` where an argument does not fit."""
-    if not isinstance(weight, Quantized):
-        raise ValueError(f"weight is a {type(weight).__name__}; quantize_tokens(weight, to) works")
-    format_of(weight)
-    values = x.values if isinstance(x, Quantized) else x
-    check_linear(values, weight.values, bias)
-    check_shape("weight.scale", weight.scale, (weight.values.shape[0], 1))
-    if isinstance(x, Quantized):
-        check_shape("x.scale", x.scale, (*values.shape[:-1], 1))
-        if values.dtype != weight.values.dtype:
-            raise ValueError(f"x is {values.dtype}, but weight {weight.values.dtype}")
-        return torch.bfloat16 if dtype is None else dtype
-    check_tensors(x=x)
-    return x.dtype if dtype is None else dtype

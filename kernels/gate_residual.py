@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
+from ._checks import DTYPES, check_broadcast, check_shape, check_tensors
+from ._compilations import ARCHES, Compilation, record
 from ._layout import token_axes, unravel
-from ._operator import DTYPES, check_broadcast, check_shape, check_tensors, operator
+from ._operator import operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, Compilation, record
 
 
 class Tile(NamedTuple):

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
+from ._checks import DTYPES, check_shape, check_tensors
+from ._compilations import ARCHES, Compilation, record
 from ._layout import merge_axes, unravel
 from ._moments import MAX_SPLITS, empty_parts, merge_moments
-from ._operator import DTYPES, check_shape, check_tensors, operator
+from ._operator import operator
 from ._triton import ceil_div, launch, tl, triton
-from .aot import ARCHES, Compilation, record
 from .reference import LEAST_DEVIATION
 
 MAX_HISTORY = 4

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
-from ._checks import check_contiguous_channels, check_linear
-from ._operator import DTYPES, check_tensors, operator
+from ._checks import DTYPES, check_contiguous_channels, check_linear, check_tensors
+from ._chip import capability
+from ._compilations import ARCHES, WGMMA, Compilation, defaults, record
+from ._operator import operator
 from ._product import configs, product
-from .aot import ARCHES, WGMMA, Compilation, defaults, record
-from .attention import capability
 
 
 def _launch(x, weight, bias):

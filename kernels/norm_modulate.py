@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
-from ._checks import check_fp8
-from ._layout import dense, token_axes, unravel
-from ._operator import (
+from ._checks import (
     DTYPES,
     check_broadcast,
     check_eps,
+    check_fp8,
     check_one_of,
     check_shape,
     check_tensors,
-    operator,
 )
+from ._compilations import ARCHES, Compilation, record
+from ._layout import dense, token_axes, unravel
+from ._operator import operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, Compilation, record
 from .formats import FORMATS, LEAST_PEAK, Quantized
 
 NORMS = ("layer", "rms")
@@ -129,12 +129,9 @@ def run(
     gate: Tensor | None,
     quantize: str | None,
     tile: Tile | None = None,
-    values_dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Launch; outputs as `_fake` has them. `values_dtype` keeps quantized values unrounded."""
+    """Launch; outputs as `_fake` has them."""
     outputs = _fake(x, scale, shift, norm, weight, bias, eps, residual, gate, quantize)
-    if values_dtype is not None:
-        outputs[-2] = outputs[-2].to(values_dtype)
     if x.numel() == 0:
         return outputs
     check_fp8(quantize, x.device)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
+from ._checks import DTYPES, check_eps, check_one_of, check_shape, check_tensors
+from ._compilations import ARCHES, Compilation, record
 from ._layout import dense
 from ._moments import MAX_SPLITS, empty_parts, merge_moments
-from ._operator import DTYPES, check_eps, check_one_of, check_shape, check_tensors, operator
+from ._operator import operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, Compilation, record
 
 NORMS = ("rms", "group")
 MAX_CHANNELS = 4096
@@ -45,10 +46,8 @@ def _group_moments(
     PIXELS: tl.constexpr, GROUPS: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
     """Moments of each group in each of `splits` parts of a sample's pixels."""
-    bunches = tl.cdiv(groups, GROUPS)
-    bunch, part = tl.program_id(0) % bunches, tl.program_id(0) // bunches
-    sample, split = (part // splits).to(tl.int64), part % splits
-    g = bunch * GROUPS + tl.arange(0, GROUPS)[None, :, None]
+    sample, split = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits
+    g = tl.arange(0, GROUPS)[None, :, None]
     member = tl.arange(0, MEMBERS)[None, None, :]
     channel = (g < groups) & (member < members)
     seen = 0.0
@@ -66,8 +65,8 @@ def _group_moments(
         squares += tl.sum(tl.sum(centred * centred, 2), 0) + delta * delta * (seen * count / total)
         mean += delta * (count / total)
         seen = total
-    g = bunch * GROUPS + tl.arange(0, GROUPS)
-    at = parts + (part * groups + g) * 3
+    g = tl.arange(0, GROUPS)
+    at = parts + (tl.program_id(0) * groups + g) * 3
     tl.store(at, seen + 0 * mean, g < groups)
     tl.store(at + 1, mean, g < groups)
     tl.store(at + 2, squares, g < groups)
@@ -134,8 +133,6 @@ def run(
     out = _fake(x, weight, bias, norm, groups, eps, padding, before, repeat_first)
     if out.numel() == 0:
         return out
-    if x.numel() == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}; padding {tuple(padding)} needs pixels")
     channels = x.shape[1]
     block = power_of_2(channels)
     tile = tile or tiles(block)[0]
@@ -166,13 +163,12 @@ def _moments(x: Tensor, groups: int, tile: Tile) -> Tensor:
     size = frames * height * width
     splits = min(ceil_div(size, 16 * tile.pixels), MAX_SPLITS)
     parts = empty_parts(x, batch, splits, groups)
-    together = power_of_2(groups)
     launch(
         _group_moments,
-        (batch * splits * ceil_div(groups, together),),
+        (batch * splits,),
         *(x, parts, size, height, width, splits, groups, members, *x.stride()),
         PIXELS=tile.pixels,
-        GROUPS=together,
+        GROUPS=power_of_2(groups),
         MEMBERS=power_of_2(members),
         num_warps=tile.warps,
     )

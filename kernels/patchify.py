@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
+from ._checks import DTYPES, check_shape, check_tensors
+from ._compilations import WGMMA, Compilation, defaults, record
 from ._layout import dense
-from ._operator import DTYPES, check_shape, check_tensors, operator
+from ._operator import operator
 from ._triton import ceil_div, launch, tl, triton
-from .aot import WGMMA, Compilation, defaults, record
 
 
 class Tile(NamedTuple):
@@ -173,6 +174,7 @@ def patchify(
 
 
 def check_patch(patch_size: Sequence[int]) -> list[int]:
+    """The sizes (p, q, r) as a list; `ValueError` unless they are three and positive."""
     if len(patch_size) != 3 or min(patch_size) < 1:
         raise ValueError(f"patch_size={tuple(patch_size)}; three positive sizes (p, q, r) work")
     return list(patch_size)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
+from ._checks import DTYPES, check_eps, check_one_of, check_shape, check_tensors
+from ._compilations import ARCHES, Compilation, record
 from ._layout import dense
-from ._operator import DTYPES, check_eps, check_one_of, check_shape, check_tensors, operator
+from ._operator import operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, Compilation, record
 from .rope import Rope, rope_tables
 
 NORMS = ("rms_across_heads", "rms_per_head", "layer_per_head")
@@ -287,7 +288,7 @@ def _check_rope(rope: Rope, q: Tensor, start: int) -> None:
             raise ValueError(f"{name} must be contiguous and on {q.device}, as q is")
 
 
-CASES = {
+MODELS = {  # norm, heads, head dim, pairs of rope, interleaved
     "wan-1.3b": ("rms_across_heads", 12, 128, (22, 21, 21), True),
     "wan-14b": ("rms_across_heads", 40, 128, (22, 21, 21), True),
     "hunyuan": ("rms_per_head", 24, 128, (8, 28, 28), True),
@@ -297,7 +298,7 @@ CASES = {
 
 def compilations() -> Iterator[Compilation]:
     """Heads of Wan 1.3B and 14B, HunyuanVideo and CogVideoX-5b; every dtype and tile."""
-    for (name, case), dtype in product(CASES.items(), DTYPES):
+    for (name, case), dtype in product(MODELS.items(), DTYPES):
         norm, heads, head_dim, pairs, interleaved = case
         cos, sin, grid, pairs = rope_tables((21, 30, 52), pairs, device="meta")
         packed = torch.empty(1, 32760, 3, heads, head_dim, dtype=dtype, device="meta")

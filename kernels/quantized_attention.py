@@ -17,28 +17,32 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from . import reference
-from ._checks import added_to_scores, check_attention, check_fp8
-from ._operator import check_one_of, check_tensors, operator
+from . import torch_backend
+from ._checks import (
+    added_to_scores,
+    check_attention,
+    check_fp8,
+    check_heads,
+    check_one_of,
+    check_tensors,
+)
+from ._chip import capability, describable, describe
+from ._compilations import ARCHES, WGMMA, Compilation, defaults, record
+from ._operator import operator
 from ._quantize import quantize_heads
-from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import ARCHES, WGMMA, Compilation, defaults, record
-from .attention import (
+from ._requirements import HALVES
+from ._softmax import (
     LOG2_E,
     Config,
     attend,
-    capability,
-    check_heads,
-    describable,
-    describe,
+    bias_of_keys,
     empty_output,
     gather,
     load_rows,
     scatter,
 )
+from ._triton import ceil_div, launch, power_of_2, tl, triton
 from .formats import FORMATS, KEY_BLOCK, LEAST_PEAK
-
-HALVES = (torch.bfloat16, torch.float16)
 
 
 def configs(major: int, head_dim: int, to: str) -> tuple[Config, ...]:
@@ -97,7 +101,6 @@ def _quantized(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    column = tl.arange(0, BLOCK_N)
     if BIASED:
         bias += batch.to(tl.int64) * bias_b + head.to(tl.int64) * bias_n
     whole = keys // BLOCK_N * BLOCK_N
@@ -110,9 +113,7 @@ def _quantized(
             BLOCK_N, D, BLOCK_D, FP8, DESCRIPTORS, False,
         )  # fmt: skip
         scales = q_scales * tl.load(k_scale + start // KEY_BLOCK)
-        added = column * 0.0
-        if BIASED:
-            added = tl.load(bias + start + column).to(tl.float32) * 1.4426950408889634
+        added = bias_of_keys(bias, start, keys, BLOCK_N, BIASED, False)
         acc, total, peak = attend(
             acc, total, peak, query, key, value, scales, added, BIASED, HEADROOM, "tf32"
         )
@@ -125,11 +126,7 @@ def _quantized(
             BLOCK_N, D, BLOCK_D, FP8, DESCRIPTORS, True,
         )  # fmt: skip
         scales = q_scales * tl.load(k_scale + whole // KEY_BLOCK)
-        inside = whole + column < keys
-        added = tl.where(inside, 0.0, float("-inf"))
-        if BIASED:
-            added = tl.load(bias + whole + column, mask=inside, other=float("-inf")).to(tl.float32)
-            added *= 1.4426950408889634
+        added = bias_of_keys(bias, whole, keys, BLOCK_N, BIASED, True)
         acc, total, peak = attend(
             acc, total, peak, query, key, value, scales, added, True, HEADROOM, "tf32"
         )
@@ -247,7 +244,7 @@ def _launch(query, key, value, bias, scale, to):
 
 
 def _plain(query, key, value, bias, scale, to):
-    out = reference.quantized_attention(query, key, value, bias, scale=scale, to=to)
+    out = torch_backend.quantized_attention(query, key, value, bias, scale=scale, to=to)
     return empty_output(query).copy_(out)
 
 
@@ -287,6 +284,7 @@ def quantized_attention(
     return _op(query, key, value, added, scale, to)
 
 
+# Backends of dense attention.
 int8_attention = partial(quantized_attention, to="int8")
 fp8_attention = partial(quantized_attention, to="fp8")
 

@@ -13,19 +13,13 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
-from ._checks import check_contiguous_channels, check_fp8
+from ._checks import check_contiguous_channels, check_fp8, check_quantized_linear
+from ._chip import capability
+from ._compilations import ARCHES, WGMMA, Compilation, record
 from ._operator import operator
 from ._product import configs, product
 from ._quantize import quantize_rows
-from .aot import ARCHES, WGMMA, Compilation, record
-from .attention import capability
-from .formats import (
-    FORMATS,
-    Quantized,
-    check_quantized_linear,
-    format_of,
-    quantize_tokens,
-)
+from .formats import FORMATS, Quantized, format_of, quantize_tokens
 
 
 def _launch(x, x_scale, weight, weight_scale, bias, gelu, dtype):

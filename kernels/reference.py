@@ -13,11 +13,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import added_to_scores, check_attention, check_linear, check_tiles
+from ._checks import (
+    added_to_scores,
+    check_attention,
+    check_linear,
+    check_quantized_linear,
+    check_tiles,
+)
 from .formats import (
     KEY_BLOCK,
     Quantized,
-    check_quantized_linear,
     dequantize,
     format_of,
     fp32,

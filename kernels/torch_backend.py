@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import added_to_scores
-from .formats import Quantized, check_quantized_linear, format_of, quantize_tokens
+from ._checks import added_to_scores, check_quantized_linear
+from .formats import Quantized, format_of, quantize_tokens
 from .reference import guided_step as guided_step
 from .reference import norm_silu as norm_silu
+from .reference import quantized_attention as quantized_attention
 from .reference import softmax_or_zero
 from .rope import Rope, rope_of_tokens
 from .tiles import TileMask

@@ -13,18 +13,11 @@ import torch
 from torch import Tensor
 
 from . import torch_backend
+from ._checks import DTYPES, check_broadcast, check_eps, check_one_of, check_shape, check_tensors
+from ._compilations import WGMMA, Compilation, defaults, record
 from ._layout import dense, token_axes, unravel
-from ._operator import (
-    DTYPES,
-    check_broadcast,
-    check_eps,
-    check_one_of,
-    check_shape,
-    check_tensors,
-    operator,
-)
+from ._operator import operator
 from ._triton import ceil_div, launch, power_of_2, tl, triton
-from .aot import WGMMA, Compilation, defaults, record
 from .patchify import Tile, check_patch, patch_offset
 
 NORMS = (None, "layer", "rms")

@@ -322,3 +322,13 @@ def test_the_front_door_is_lazy_and_complete():
     assert kinema.Request.__module__ == "kinema.runtime.requests.request"
     with pytest.raises(AttributeError, match="nothing"):
         _ = kinema.nothing
+
+
+@pytest.mark.parametrize("command", [[], ["keys"], ["api-keys"], ["bench"]], ids=" ".join)
+def test_the_summaries_of_commands_fit_into_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([*command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    summaries = lines[lines.index("Commands:") + 1 :]
+    assert summaries and all(line.endswith(".") and line[-3:] != "..." for line in summaries)
+    assert max(map(len, lines)) <= 80

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import kinema
 from kinema.runtime import registry
 from kinema.runtime.checkpoints.checkpoint import open_checkpoint
-from kinema.runtime.errors import KinemaError, UsageError
+from kinema.runtime.errors import Cancelled, KinemaError, UsageError
 from kinema.runtime.execution import pack
 from kinema.runtime.lora import changes as lora_apply
 from kinema.runtime.lora import formats as lora_files
@@ -593,3 +594,27 @@ def test_as_diffusers_loads_it(reference, folder, tmp_path, style):
     loras.load(path, 0.6)
     assert error(*outputs(model, native)) < TOLERANCE
     assert error(*outputs(reference, native)) > 0.1
+
+
+def test_an_engine_takes_a_lora_off_again_between_requests(tmp_path):
+    engine = kinema.load()
+    model, before = engine.transformer, bits(engine.transformer)
+    config = engine.checkpoint.component("transformer").config
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    key = "base_model.model.blocks.0.attn1.to_out.0"
+    up, down = torch.ones(width, 4), torch.ones(4, width)
+    path = written(tmp_path, {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up})
+
+    name = engine.load_lora(path).name
+    assert not same(bits(model), before)
+    job = engine.submit("a red ball")
+    with pytest.raises(UsageError, match="cannot unload a LoRA while requests are worked on"):
+        engine.unload_lora(name)
+    job.cancel()
+    with pytest.raises(Cancelled):
+        job.result()
+    engine.scheduler.close()
+    engine.unload_lora(name)
+    assert same(bits(model), before) and not engine.loras.reports
+    with pytest.raises(UsageError, match="no LoRA 'style' is loaded"):
+        engine.unload_lora(name)

@@ -24,7 +24,7 @@ from kinema import Provenance, Video, verify
 from kinema.runtime.cli import run
 from kinema.runtime.errors import KinemaError, UsageError
 from kinema.runtime.media.video import read_info
-from kinema.runtime.provenance import keys, manifest
+from kinema.runtime.provenance import certificates, keys, manifest
 from kinema.runtime.provenance.marking import Marking, marking
 from kinema.runtime.provenance.payload import payload_of
 
@@ -186,12 +186,12 @@ def test_four_gigabytes_of_nothing_do_not_exhaust_memory(signed, tmp_path):
 # ---- who signed ----------------------------------------------------------------------------------
 
 
-def studio(folder, name="Studio", lasts=keys.LASTS):
+def studio(folder, name="Studio", lasts=certificates.LASTS):
     """An identity of its own, and the file of its authority."""
     folder.mkdir()
     by, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    root = keys.certificate(f"{name} authority", by, by, None)
-    leaf = keys.certificate(name, key, by, root, lasts)
+    root = certificates.issue(f"{name} authority", by, by, None)
+    leaf = certificates.issue(name, key, by, root, lasts)
     form = keys_form()
     (folder / "key.pem").write_bytes(key.private_bytes(*form))
     pem = form[0]

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 import kinema
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.provenance import keys
+from kinema.runtime.provenance import certificates, keys
 
 PEM = serialization.Encoding.PEM
 YEAR = timedelta(days=365)
@@ -27,7 +27,7 @@ def private_pem(key) -> bytes:
 @cache
 def authority():
     key = ec.generate_private_key(ec.SECP256R1())
-    return key, keys.certificate("Studio authority", key, key, None)
+    return key, certificates.issue("Studio authority", key, key, None)
 
 
 def written(folder, key=None, lasts=YEAR, leaf=None, others=None):
@@ -35,7 +35,7 @@ def written(folder, key=None, lasts=YEAR, leaf=None, others=None):
     folder.mkdir(exist_ok=True)
     by, root = authority()
     key = key or ec.generate_private_key(ec.SECP256R1())
-    leaf = leaf or keys.certificate("Studio", key, by, root, lasts)
+    leaf = leaf or certificates.issue("Studio", key, by, root, lasts)
     chain = [leaf, *([root] if others is None else others)]
     (folder / "key.pem").write_bytes(private_pem(key))
     (folder / "chain.pem").write_bytes(b"".join(c.public_bytes(PEM) for c in chain))
@@ -99,9 +99,9 @@ def test_what_cannot_sign_is_refused_in_one_line(tmp_path):
     key, chain = written(tmp_path / "good")
     other, _ = written(tmp_path / "other")
     stranger = ec.generate_private_key(ec.SECP256R1())
-    strangers = keys.certificate("Stranger", stranger, stranger, None)
+    strangers = certificates.issue("Stranger", stranger, stranger, None)
     by, root = authority()
-    gone = keys.certificate("Studio", stranger, by, root, -YEAR)
+    gone = certificates.issue("Studio", stranger, by, root, -YEAR)
     text = tmp_path / "text.pem"
     text.write_text("no key")
     cases = [

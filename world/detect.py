@@ -8,13 +8,13 @@ pixels, y grows downwards.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 
+from .backdrop import find_backdrop
 from .onsets import find_onsets
-from .render import background_texture, color_rgb, coverage
-from .scene import BACKGROUNDS, COLORS, FPS, NUM_FRAMES, SHAPES, SIZE
+from .render import color_rgb, coverage
+from .scene import COLORS, FPS, SHAPES, SIZE
 from .track import find_motion
 
 STRICT_IOU = 0.8  # outline overlap from which a shape counts as strict
@@ -22,8 +22,6 @@ STRICT_IOU = 0.8  # outline overlap from which a shape counts as strict
 _MIN_SATURATION, _MIN_VALUE = 0.55, 0.3  # of object pixels; every background stays below one
 _MIN_AREA = 20  # pixels an object has in a frame that shows it
 _WINDOW = 32  # side of the crop in which outlines are compared; objects are at most 25 wide
-_SHIFTS = np.array([0, -8, 8, -16, 16, -24, 24, -32, 32.0])  # px a pan may move NUM_FRAMES frames
-_ZOOMS = (1.2, 1.35, 1.5)  # scales a zoom may reach over NUM_FRAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +53,6 @@ class Detection:
         """Whether the clip shows this shape, and with a clean outline."""
         return self.shape == shape and self.iou[shape] > STRICT_IOU
 
-    def strict_share(self, shape: str) -> float:
-        """Share of the frames whose outline overlaps this shape's by more than STRICT_IOU."""
-        return float((self.frame_iou[shape] > STRICT_IOU).mean())
-
 
 def detect(
     frames: np.ndarray,
@@ -76,7 +70,7 @@ def detect(
     saturated = _saturated(planes)
     body = _largest_component(saturated)
     color = _color(planes, body)
-    background, camera = _backdrop(frames, ~_dilate(saturated, 3))
+    background, camera = find_backdrop(frames, ~_dilate(saturated, 3))
     alpha = _alpha(frames, saturated, body, color)
     own = alpha * _dilate(body, 2)
     centres, areas = _moments(own)
@@ -239,65 +233,3 @@ def _overlap(
     ideal = coverage(shape, grid[None, None, :] - x, grid[None, :, None] - y, radius)
     common = np.minimum(crop, ideal).sum((1, 2))
     return common / (mass + unit * place[:, 2] ** 2 - common)
-
-
-# ---- background and camera ----
-
-
-def _backdrop(frames: np.ndarray, free: np.ndarray) -> tuple[str, str]:
-    """Names of background and camera, from the pixels that are free of the object."""
-    few = np.unique(np.linspace(0, len(frames) - 1, 5).astype(int))
-    seen = np.where(free[few, ..., None], frames[few], 0).astype(np.float32)
-    count = np.maximum(free[few].sum(0), 1)[..., None]
-    mean = seen.sum(0) / count
-    weight = np.minimum(free[few].sum(0), 1)
-
-    def distance(name: str) -> float:
-        error = np.abs(mean - background_texture(name)[:, :SIZE]).mean(-1)
-        return float((np.minimum(error, 60) * weight).sum())
-
-    background = min(BACKGROUNDS, key=distance)
-    return background, _camera(frames, free, background)
-
-
-def _camera(frames: np.ndarray, free: np.ndarray, background: str) -> str:
-    """Which of a range of pans and zooms correlates most with what the clip shows."""
-    weight = free[::2].reshape(-1).astype(np.float32)
-    count = max(float(weight.sum()), 1.0)
-    light = frames[::2].mean(-1, dtype=np.float32).reshape(-1)
-    light = (light - light @ weight / count) * weight
-    views = _views(background, len(frames))
-    variance = views**2 @ weight / count - (views @ weight / count) ** 2
-    best = int((views @ light / np.sqrt(np.maximum(variance, 1e-3))).argmax())
-    if best >= len(_SHIFTS):
-        return "zoom in"
-    shift = _SHIFTS[best]
-    return "static" if abs(shift) < 12 else ("pan left" if shift < 0 else "pan right")
-
-
-@functools.lru_cache(maxsize=2 * len(BACKGROUNDS))
-def _views(background: str, num_frames: int) -> np.ndarray:
-    """Brightness of every second frame, flat, as each pan, then each zoom, would show it."""
-    texture = background_texture(background).mean(-1)
-    share = np.arange(0, num_frames, 2) / (NUM_FRAMES - 1)
-    last = (num_frames - 1) / (NUM_FRAMES - 1)
-    views = [(shift * share, np.ones_like(share)) for shift in _SHIFTS]
-    for zoom in _ZOOMS:
-        scale = 1 / zoom + (1 - 1 / zoom) * share
-        views.append((0 * share, (1 / zoom + (1 - 1 / zoom) * last) / scale))
-    middle = (SIZE - 1) / 2
-    grid = np.arange(SIZE) - middle
-    result = np.empty((len(views), len(share), SIZE, SIZE), np.float32)
-    for view, (shifts, scales) in zip(result, views, strict=True):
-        for frame, shift, scale in zip(view, shifts, scales, strict=True):
-            y = np.clip(grid * scale + middle, 0, SIZE - 1)
-            frame[:] = _line_up(_line_up(texture, y), grid * scale + middle + shift, axis=1)
-    return result.reshape(len(views), -1)
-
-
-def _line_up(texture: np.ndarray, at: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Linear samples along an axis, periodic."""
-    low = np.floor(at).astype(int)
-    share = np.expand_dims(at - low, 1 - axis)
-    first = np.take(texture, low, axis, mode="wrap")
-    return first + share * (np.take(texture, low + 1, axis, mode="wrap") - first)

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +24,19 @@ import numpy as np
 from .captions import Attributes, heldout_prompts
 from .detect import STRICT_IOU, Detection, detect
 from .onsets import synchrony
-from .scene import FPS, MOTIONS
+from .scene import MOTIONS
 
 ATTRIBUTES = ("color", "shape", "motion", "background")
 TOLERANCE = 1.0  # frames between a contact and its sound
 SHEET_ROWS = 12
 
-Clip = tuple[np.ndarray, "np.ndarray | None"]
-
-
-def measure(
-    expected: Sequence[Attributes],
-    clips: Iterable[Clip],
-    sample_rate: int = 16000,
-    fps: float = FPS,
-) -> dict[str, Any]:
-    """The table of clips (frames, audio) that were to show the expected attributes.
-
-    frames: uint8 (num_frames, SIZE, SIZE, 3); audio: float (num_samples,), (num_samples, channels)
-    or None. An attribute that is None was left open and is not counted.
-    """
-    return score(expected, [detect(*clip, sample_rate=sample_rate, fps=fps) for clip in clips])
-
 
 def score(expected: Sequence[Attributes], found: Sequence[Detection]) -> dict[str, Any]:
-    """The table of detections: rates from 0 to 1, None where there is nothing to count."""
+    """The table of detections of clips that were to show the expected attributes.
+
+    Rates from 0 to 1, None where there is nothing to count. An attribute that is None was left open
+    and is not counted.
+    """
     pairs = list(zip(expected, found, strict=True))
     rows = [_judge(*pair) for pair in pairs]
     by_motion = {
@@ -64,9 +52,8 @@ def _judge(expected: Attributes, found: Detection) -> dict[str, float]:
     """What counts for one clip: 1 or 0 for every attribute that was asked for."""
     asked = {a: getattr(expected, a) for a in ATTRIBUTES if getattr(expected, a) is not None}
     right = {a: float(getattr(found, a) == value) for a, value in asked.items()}
-    camera = getattr(expected, "camera", None) or "static"
     row = {**right, "all_four": min(right.values(), default=1.0)}
-    row["camera"] = float(found.camera == camera)
+    row["camera"] = float(found.camera == "static")
     shape = expected.shape or found.shape
     if shape in found.iou:
         row["strict_shape"] = float(found.strict(shape))

@@ -54,14 +54,17 @@ class Muon:
         self.adam.step()
 
     def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
         for weight in self.matrices:
             weight.grad = None
         self.adam.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
         return {"buffers": self.buffers, "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, for the same parameters in the same order."""
         for mine, saved in zip(self.buffers, state["buffers"], strict=True):
             mine.copy_(saved)
         self.adam.load_state_dict(state["adam"])

@@ -37,6 +37,7 @@ class Process:
         return float(shared)
 
     def autocast(self) -> torch.autocast:
+        """bfloat16 in products, as everything here is trained."""
         return torch.autocast(self.device.type, torch.bfloat16)
 
 

@@ -46,11 +46,6 @@ class Scene:
     height: float = 0.0  # of a bounce
     camera: str = "static"
 
-    @property
-    def half_extent(self) -> float:
-        """Half the side of the object's bounding box."""
-        return self.radius * (0.9 if self.shape == "square" else 1.0)
-
     def centres(self, num_frames: int = NUM_FRAMES) -> np.ndarray:
         """Centres (num_frames, 2) as x, y on the picture."""
         t = np.arange(num_frames, dtype=np.float32)
@@ -83,11 +78,23 @@ def sample_scene(
     background: str | None = None,
     camera: str = "static",
 ) -> Scene:
-    """Draw a scene; what is given stays fixed. The object never leaves the picture."""
+    """Draw a scene; what is given stays fixed. The object never leaves the picture.
+
+    Raises `ValueError` for what the world has not.
+    """
     shape = shape or str(rng.choice(SHAPES))
     color = color or str(rng.choice(list(COLORS)))
     motion = motion or str(rng.choice(MOTIONS))
     background = background or str(rng.choice(BACKGROUNDS))
+    for value, known in (
+        (shape, SHAPES),
+        (color, COLORS),
+        (motion, MOTIONS),
+        (background, BACKGROUNDS),
+        (camera, CAMERAS),
+    ):
+        if value not in known:
+            raise ValueError(f"the world has no {value!r} among {', '.join(known)}")
     radius = float(rng.uniform(9.0, 12.5))
     low = radius + MARGIN
     high = SIZE - 1 - low

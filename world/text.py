@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..runtime.models.wan import TEXT_LENGTH
 from .captions import vocabulary, words
 
+if TYPE_CHECKING:
+    from transformers import UMT5EncoderModel
+
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
-MAX_TOKENS = 24  # of a training caption; the encoder itself takes up to 512
+MAX_TOKENS = 24  # of a training caption; the encoder itself takes up to TEXT_LENGTH
 CONFIG = {
     "d_model": 256,
     "d_kv": 64,
@@ -49,11 +54,8 @@ def write_tokenizer(folder: Path) -> None:
 
     tokenizer = Tokenizer(models.WordLevel(token_table(), unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex("[^a-z0-9]+"), "removed"),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex("[^a-z0-9]+"), "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, 1)]
     )
@@ -62,7 +64,7 @@ def write_tokenizer(folder: Path) -> None:
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNK,
-        model_max_length=512,
+        model_max_length=TEXT_LENGTH,
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(folder)
@@ -81,7 +83,7 @@ DIRECTION_WORDS = {
 DIRECTION_SCALE = 10.0  # of what such words share, in standard deviations of an embedding
 
 
-def new_text_encoder():  # type: ignore[no-untyped-def]
+def new_text_encoder() -> UMT5EncoderModel:
     """A fresh `UMT5EncoderModel` whose words for different directions start far apart."""
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -95,7 +97,7 @@ def new_text_encoder():  # type: ignore[no-untyped-def]
     return encoder
 
 
-def embed(encoder, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def embed(encoder: UMT5EncoderModel, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Prompt embeddings (B, L, 256), zero at the pads as the reference pipeline has them."""
     own = torch.arange(tokens.shape[1])[None] < lengths[:, None]
     hidden = encoder(input_ids=tokens, attention_mask=own.long()).last_hidden_state

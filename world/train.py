@@ -18,11 +18,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ..runtime.vaes.audio import KinemaSound
+from ..runtime.vaes.kinema import AutoencoderKinema
 from . import train_transformer, train_vae
 from .captions import vocabulary
 from .run import Process
 from .scene import FPS, NUM_FRAMES, SIZE
 from .text import write_tokenizer
+from .train_transformer import Generator
 
 EXAMPLES = (
     "a red ball bounces on the grass",
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(rank: int, count: int, port: int, options: argparse.Namespace) -> None:
-    """All stages in one of `count` processes."""
+    """All stages in process `rank` of `count`, which meet at `port` of this machine."""
     if count > 1:
         torch.set_num_threads(1)
         dist.init_process_group(
@@ -86,7 +89,13 @@ def run(rank: int, count: int, port: int, options: argparse.Namespace) -> None:
         dist.destroy_process_group()
 
 
-def write_checkpoint(folder: Path, vae, statistics, model, codec) -> None:  # type: ignore[no-untyped-def]
+def write_checkpoint(
+    folder: Path,
+    vae: AutoencoderKinema,
+    statistics: dict[str, list[float]],
+    model: Generator,
+    codec: KinemaSound,
+) -> None:
     """Write every component in half precision, laid out as published checkpoints are."""
     config = train_transformer.CONFIG
     transformer = model.transformer
@@ -103,7 +112,7 @@ def write_checkpoint(folder: Path, vae, statistics, model, codec) -> None:  # ty
     _component(
         folder / "audio", {"_class_name": "KinemaSound"} | _fields(codec.config), codec.state_dict()
     )
-    model.text_encoder.to(torch.float16).save_pretrained(folder / "text_encoder")
+    model.text_encoder.half().save_pretrained(folder / "text_encoder")
     write_tokenizer(folder / "tokenizer")
     _json(
         folder / "scheduler" / "scheduler_config.json",
@@ -118,7 +127,7 @@ def write_checkpoint(folder: Path, vae, statistics, model, codec) -> None:  # ty
     _json(folder / "model_index.json", _index(codec))
 
 
-def _index(codec) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def _index(codec: KinemaSound) -> dict[str, object]:
     return {
         "_class_name": "WanPipeline",
         "_diffusers_version": "0.42.1",

@@ -24,7 +24,7 @@ from .captions import held_out, sample_caption
 from .optim import trapezoid
 from .render import render
 from .run import Process, Run, save_state
-from .scene import Scene, sample_scene
+from .scene import NUM_FRAMES, SIZE, Scene, sample_scene
 from .sound import render_sound
 from .text import embed, new_text_encoder, token_table, tokenize
 
@@ -47,6 +47,8 @@ SHIFTS = ((0.5, 8.0), (0.8, 3.5), (1.0, 2.0))
 # A hundred tokens train faster on a CPU without the fused kernel, whose backward is slow.
 WRITTEN_OUT = {"attention": "matmul", "biased_attention": "matmul"}
 PICTURE_ROWS = 4  # of patches; the sound's is one more
+# Channels, frames, rows and columns of a clip's latents, the sound's rows under the picture's.
+LATENTS = (CONFIG.in_channels, 1 + NUM_FRAMES // 4, SIZE // 8 + STRIP_ROWS, SIZE // 8)
 
 
 class Generator(nn.Module):
@@ -104,7 +106,7 @@ def fit_sound(clips: int = 400, seed: int = 3) -> KinemaSound:
     waves = [
         render_sound(sample_scene(rng, motion="bounce" if i % 2 else None)) for i in range(clips)
     ]
-    frames = torch.cat([codec.features(torch.from_numpy(w), 33) for w in waves])
+    frames = torch.cat([codec.features(torch.from_numpy(w), NUM_FRAMES) for w in waves])
     codec.mean.copy_(frames.mean(0))
     codec.basis.copy_(
         torch.linalg.svd(frames - codec.mean, full_matrices=False)[2][: codec.config.components]
@@ -120,10 +122,10 @@ def encode_clips(
     count: int,
     process: Process,
 ) -> tuple[list[Scene], Tensor]:
-    """Draw scenes and encode them: latents (count, 16, 9, 8 + STRIP_ROWS, 8) in half precision."""
+    """Draw scenes and encode them: latents (count, *LATENTS) in half precision."""
     rng = np.random.default_rng((process.rank, 5))
     scenes = [training_scene(rng) for _ in range(count)]
-    latents = torch.empty(count, 16, 9, 8 + STRIP_ROWS, 8, dtype=torch.float16)
+    latents = torch.empty(count, *LATENTS, dtype=torch.float16)
     mean, std = (
         torch.tensor(statistics[key], device=process.device).view(1, -1, 1, 1, 1)
         for key in ("latents_mean", "latents_std")
@@ -131,7 +133,7 @@ def encode_clips(
     for first in range(0, count, 8):
         part = scenes[first : first + 8]
         pixels = torch.from_numpy(np.stack([render(s) for s in part])).permute(0, 4, 1, 2, 3)
-        codes = [codec.encode(torch.from_numpy(render_sound(s)), 33) for s in part]
+        codes = [codec.encode(torch.from_numpy(render_sound(s)), NUM_FRAMES) for s in part]
         with process.autocast():
             picture = vae.encode(pixels.to(process.device).float() / 127.5 - 1)
         picture = ((picture.float() - mean) / std).cpu()

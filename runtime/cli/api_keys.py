@@ -15,7 +15,7 @@ app.add_typer(commands, name="api-keys")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")]
 File = Annotated[
-    Path, typer.Option("--file", metavar="FILE", help="That kinema serve --api-key-file reads.")
+    Path, typer.Option("--file", metavar="FILE", help="What kinema serve --api-key-file reads.")
 ]
 NEEDS_START = "a server reads the file when it starts"
 

@@ -55,7 +55,8 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return fail("Interrupted", "stopped; nothing was written", INTERRUPTED, as_json)
     except TyperException as error:
-        message = f"{error.format_message().rstrip('.')} (kinema --help shows what works)"
+        asked = getattr(getattr(error, "ctx", None), "command_path", "kinema")
+        message = f"{error.format_message().rstrip('.')} ({asked} --help shows what works)"
         return fail("UsageError", message, error.exit_code, as_json)
     except Exception as error:
         if "--debug" in argv:
@@ -81,4 +82,4 @@ Version = Annotated[
 
 @app.callback()
 def options(version: Version = False) -> None:
-    """Makes a video with sound from a prompt."""
+    """Make videos with sound from prompts, say how that goes, and serve it."""

@@ -27,15 +27,19 @@ def bench(
             " scaling, load, turns, serve. May be repeated.",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each, at most.")] = 7,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns of each, at most.")] = 7,
     model: Annotated[
-        str | None, typer.Option(help="Of videos: a folder or a hub id, not the embedded model.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="A folder or a hub id; the embedded model if not given."
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of a video.")] = 20,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Of a video.")] = 20,
     dtype: Annotated[
-        list[str] | None, typer.Option(help="float32 and bfloat16 if not given; repeat it.")
+        list[str] | None,
+        typer.Option(metavar="DTYPE", help="float32 and bfloat16 if not given; repeat it."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, ...")] = "cpu",
     no_compile: Annotated[
         bool, typer.Option("--no-compile", help="Leave all compilers out; they take minutes.")
     ] = False,
@@ -77,7 +81,7 @@ def report(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Make the tables and plots of README and docs from the committed rows."""
+    """Make the tables and plots of README and docs from their rows."""
     from ...benchmarks.report import report as make
 
     for name in make(check):
@@ -92,7 +96,10 @@ def gate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fail where a step or a video has lost speed beside diffusers, beyond the measured noise."""
+    """Fail where speed beside diffusers was lost, beyond the noise.
+
+    A step and a video are timed.
+    """
     from dataclasses import asdict
 
     from ...benchmarks import gate as gates

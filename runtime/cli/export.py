@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 @app.command()
 def export(
     model: Annotated[
-        str | None, typer.Argument(help="A folder or a hub id; the embedded model if not given.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="A folder or a hub id; the embedded model if not given."
+        ),
     ] = None,
     to: Annotated[
-        str, typer.Option(help="onnx, tensorrt, aoti or triton-server.", show_default=True)
+        str, typer.Option(metavar="FORMAT", help="onnx, tensorrt, aoti or triton-server.")
     ] = "onnx",
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="DIR", help="The folder to write.")
     ] = "engines",
     base: Annotated[
         str | None,
-        typer.Option(help="With a transformer alone as MODEL: where all else comes from."),
+        typer.Option(
+            metavar="SOURCE", help="With a transformer alone as MODEL: where all else comes from."
+        ),
     ] = None,
     components: Annotated[
         str | None,
@@ -56,7 +61,10 @@ def export(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write MODEL as graphs that other runtimes open, each checked against PyTorch."""
+    """Write MODEL as graphs that other runtimes open.
+
+    Each is checked against PyTorch.
+    """
     import kinema
 
     with steps("exporting") as show:

@@ -12,8 +12,7 @@ from ..errors import Cancelled, UsageError
 from ..planning.fit import gb
 from .app import Debug, Json, app
 from .console import print_json, progress, say, table
-from .options import Asked, asking
-from .provenance import (
+from .marks import (
     MarkKey,
     NoInvisibleMark,
     NoManifest,
@@ -22,6 +21,7 @@ from .provenance import (
     TellPrompt,
     provenance_of,
 )
+from .options import Asked, asking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 @asking
 def generate(
     asked: Asked,
-    output: Annotated[str, typer.Option("-o", "--output", help="The MP4 to write.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="The MP4 to write.")
+    ],
     save_every: Annotated[
         int | None,
         typer.Option(metavar="N", help="Save the run beside the video after every N steps."),
@@ -103,7 +105,10 @@ def generate(
 @app.command()
 @asking
 def plan(asked: Asked, as_json: Json = False, debug: Debug = False) -> None:
-    """Say what a video of PROMPT needs, how it will run, and why; nothing is made."""
+    """Say what a video of PROMPT needs, how it will run, and why.
+
+    Nothing is made.
+    """
     engine, request = asked.load(), asked.request()
     found, stages = engine.plan(request), engine.costs(request)
     if as_json:

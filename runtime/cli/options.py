@@ -48,13 +48,18 @@ class Asked:
 
 
 def ask(
-    prompt: Annotated[str | None, typer.Argument(help="What to show.")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="A folder or a hub id; the embedded model if not given.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="A folder or a hub id; the embedded model if not given."
+        ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="With a transformer alone as --model: where all else comes from."),
+        typer.Option(
+            metavar="SOURCE", help="With a transformer alone as --model: where all else comes from."
+        ),
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -87,11 +92,14 @@ def ask(
         str, typer.Option(help="What to steer away from.")
     ] = Request.negative_prompt,
     solver: Annotated[
-        str | None, typer.Option(help="unipc, dpm++2m, euler, ...; the checkpoint's own if not.")
+        str | None,
+        typer.Option(help="unipc, dpm++2m, euler, ...; the checkpoint's own if not given."),
     ] = None,
     sigmas: Annotated[
         str | None,
-        typer.Option(metavar="S,S,...", help="What to step through, as distilled models have it."),
+        typer.Option(
+            metavar="S,S,...", help="Noise levels to step through, as distilled models have."
+        ),
     ] = None,
     image: Annotated[str | None, typer.Option(metavar="FILE", help="The first frame.")] = None,
     last_image: Annotated[str | None, typer.Option(metavar="FILE", help="The last frame.")] = None,
@@ -131,7 +139,7 @@ def ask(
     offload: Annotated[
         str | None,
         typer.Option(
-            help="Where idle weights are: none (the device), model or block; else as fit."
+            help="Where idle weights are: none (on the device), model or block; as they fit if not."
         ),
     ] = None,
     tile: Annotated[

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,6 +20,8 @@ from .options import Asked, asking
 if TYPE_CHECKING:
     from ..requests.request import Request
 
+Part = TypeVar("Part")
+
 
 @app.command()
 @asking
@@ -30,7 +34,8 @@ def profile(
         ),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="Keep the video: the MP4 to write.")
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Keep the video: the MP4 to write."),
     ] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")
@@ -55,7 +60,10 @@ def profile(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing video.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say where the time of one request goes, stage by stage and inside its steps."""
+    """Say where the time of one request goes.
+
+    Stage by stage, and inside its steps by class of operation, beside what the device can do.
+    """
     from ..profiling.report import check_target
 
     for path, suffix in ((json_file, ".json"), (html, ".html"), (trace, ".json")):
@@ -112,14 +120,23 @@ def _fields(file: str) -> dict[str, Any]:
         raise UsageError(f"--request {file} is no JSON: {error}") from None
     if not isinstance(fields, dict) or "prompt" not in fields:
         raise UsageError(f'--request {file} must hold an object with a prompt: {{"prompt": "..."}}')
-    try:
-        if guidance := fields.get("guidance"):
-            fields["guidance"] = Guidance(**guidance)
-        if conditions := fields.get("conditions"):
-            fields["conditions"] = [Condition(**condition) for condition in conditions]
-    except TypeError as error:
-        raise UsageError(f"--request {file}: {error}") from None
+    if guidance := fields.get("guidance"):
+        fields["guidance"] = _part(file, "guidance", Guidance, guidance)
+    if conditions := fields.get("conditions"):
+        many = conditions if isinstance(conditions, list) else [conditions]
+        fields["conditions"] = [_part(file, "a condition", Condition, one) for one in many]
     return fields
+
+
+def _part(file: str, what: str, kind: Callable[..., Part], fields: Any) -> Part:
+    """A part of a request, from the fields that JSON has of it."""
+    try:
+        return kind(**fields)
+    except TypeError:
+        known = ", ".join(inspect.signature(kind).parameters)
+        raise UsageError(
+            f"--request {file}: {what} is an object of these fields: {known}"
+        ) from None
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -9,9 +9,9 @@ import typer
 from ..errors import UsageError
 from .app import Debug, Json, app
 from .console import print_json, table
+from .marks import MarkKey, SignChain, SignKey, read_mark_key
 
 if TYPE_CHECKING:
-    from ..provenance.marking import Provenance
     from ..provenance.verify import Verification
 
 HOW = {
@@ -22,40 +22,15 @@ HOW = {
     "nothing": "nothing found: no manifest and no mark",
 }
 
-NoManifest = Annotated[
-    bool, typer.Option("--no-manifest", help="Write no signed statement of how it was made.")
-]
-NoInvisibleMark = Annotated[
-    bool, typer.Option("--no-invisible-mark", help="Leave the marks in picture and sound out.")
-]
-TellPrompt = Annotated[
-    bool,
-    typer.Option(
-        "--tell-prompt",
-        help="Sign the prompt itself, not its hash; the file's comment tells it either way.",
-    ),
-]
-SignKey = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Who signs: a private key in PEM; else $KINEMA_SIGN_KEY."),
-]
-SignChain = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Its certificates, leaf first; else $KINEMA_SIGN_CHAIN."),
-]
-MarkKey = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="The key of the invisible marks; a public one if not given."),
-]
-LEAST_KEY_BYTES = 16
-
-keys_app = typer.Typer(help="Who signs what is written.", no_args_is_help=True)
+keys_app = typer.Typer(
+    help="Make and show who signs the files that are written.", no_args_is_help=True
+)
 app.add_typer(keys_app, name="keys")
 
 
 @app.command()
 def verify(
-    file: Annotated[str, typer.Argument(help="A file of any kind.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file of any kind.")],
     trust: Annotated[
         str | None, typer.Option(metavar="FILE", help="Authorities whose word you take, in PEM.")
     ] = None,
@@ -87,7 +62,10 @@ def init(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a development identity: a certificate authority and a leaf that it vouches for."""
+    """Make an identity for development.
+
+    It is a certificate authority and a leaf that it vouches for; the leaf signs.
+    """
     from ..provenance import keys
 
     folder = keys.keys_folder()
@@ -104,7 +82,10 @@ def show(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say who signs: the keys given or in the environment, else the development identity."""
+    """Say who signs.
+
+    That is the keys given or in the environment, else the development identity.
+    """
     _show(as_json, sign_key, sign_chain)
 
 
@@ -124,50 +105,6 @@ def _show(as_json: bool, key: str | None = None, chain: str | None = None) -> No
     if as_json:
         return print_json(told)
     print(table([(name, str(value)) for name, value in told.items()]))
-
-
-def provenance_of(
-    *,
-    no_manifest: bool,
-    no_invisible_mark: bool,
-    visible: bool,
-    tell_prompt: bool,
-    sign_key: str | None,
-    sign_chain: str | None,
-    mark_key: str | None,
-) -> Provenance:
-    """What the options say of files to be written; a key that cannot sign is refused here."""
-    from ..provenance import keys
-    from ..provenance.marking import Provenance
-
-    signs = bool(sign_key or sign_chain) or not no_manifest
-    return Provenance(
-        manifest=not no_manifest,
-        invisible=not no_invisible_mark,
-        visible=visible,
-        tell_prompt=tell_prompt,
-        identity=keys.opened(sign_key, sign_chain) if signs else None,
-        mark_key=read_mark_key(mark_key),
-    ).ready()
-
-
-def read_mark_key(file: str | None) -> bytes | None:
-    """The bytes of a key file."""
-    if file is None:
-        return None
-    from pathlib import Path
-
-    from ..files import reason_of
-
-    try:
-        key = Path(file).expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(f"--mark-key {file!r} cannot be read: {reason_of(error)}") from None
-    if len(key) < LEAST_KEY_BYTES:
-        raise UsageError(
-            f"--mark-key {file!r} has {len(key)} bytes; {LEAST_KEY_BYTES} or more are a key"
-        )
-    return key
 
 
 def _lines(found: Verification) -> list[tuple[str, str]]:

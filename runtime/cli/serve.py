@@ -15,7 +15,7 @@ from ..files import reason_of
 from ..serve.limits import Limits
 from .app import Debug, app
 from .console import say
-from .provenance import (
+from .marks import (
     MarkKey,
     NoInvisibleMark,
     NoManifest,
@@ -40,20 +40,29 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=MODEL", help="Another name of a model; may be repeated."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Any but this machine's own needs keys.")] = HOST,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST", help="Where it listens; any but this machine's own needs keys."
+        ),
+    ] = HOST,
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Where it listens.")
+        int, typer.Option(metavar="N", min=0, max=65535, help="Its port; 0 takes a free one.")
     ] = PORT,
     data: Annotated[str, typer.Option(metavar="DIR", help="Where videos are kept.")] = DATA,
     database_url: Annotated[
-        str | None, typer.Option(help="As SQLAlchemy has it; SQLite in --data if not given.")
+        str | None,
+        typer.Option(metavar="URL", help="postgresql://...; SQLite in --data if not given."),
     ] = None,
     api_key_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Who may ask: a key a line.")
     ] = None,
     at_once: Annotated[int, typer.Option(metavar="N", min=1, help="Videos that take turns.")] = 4,
     keep: Annotated[
-        float | None, typer.Option(metavar="HOURS", help="Delete videos so long after their end.")
+        float | None,
+        typer.Option(
+            metavar="HOURS", help="Delete videos so long after their end; kept if not given."
+        ),
     ] = None,
     quota: Annotated[
         float | None, typer.Option(metavar="GB", help="What videos may take on the disk.")
@@ -77,7 +86,8 @@ def serve(
         int, typer.Option(metavar="N", min=1, help="Starts of a video that may end in a crash.")
     ] = 3,
     moderation: Annotated[
-        str, typer.Option(help="Prompts refused by a word list: off, minors, strict.")
+        str,
+        typer.Option(metavar="LEVEL", help="Prompts refused by a word list: off, minors, strict."),
     ] = "minors",
     no_manifest: NoManifest = False,
     no_invisible_mark: NoInvisibleMark = False,
@@ -96,7 +106,10 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
     debug: Debug = False,
 ) -> None:
-    """Serve the Videos API: the official client works with base_url=http://HOST:PORT/v1."""
+    """Serve the Videos API on this machine.
+
+    The official client works with base_url=http://HOST:PORT/v1.
+    """
     if api_key_file is None and not _is_own(host):
         raise UsageError(
             f"--host {host} can be reached from elsewhere: --api-key-file is needed, or {HOST}"
@@ -146,17 +159,17 @@ def _run(sources, settings, host: str, port: int, device: str | None, dtype: str
         raise _missing(error) from None
     import kinema
 
-    listening = _bind(host, port)  # a port that is taken is told before models are opened
-    engines = {
-        name: kinema.load(source, device=device, dtype=dtype)
-        for name, source in (sources or {"embedded": None}).items()
-    }
-    log_to_stderr()
-    application = create_app(engines, settings)
-    place = f"[{host}]" if ":" in host else host
-    say(f"serving {', '.join(engines)} on http://{place}:{listening.getsockname()[1]}/v1")
-    with suppress(KeyboardInterrupt):  # uvicorn has shut down by then, and says it again
-        listen(application, listening, STOP_SECONDS)
+    with _bind(host, port) as bound:  # a port that is taken is told before models are opened
+        engines = {
+            name: kinema.load(source, device=device, dtype=dtype)
+            for name, source in (sources or {"embedded": None}).items()
+        }
+        log_to_stderr()
+        application = create_app(engines, settings)
+        place = f"[{host}]" if ":" in host else host
+        say(f"serving {', '.join(engines)} on http://{place}:{bound.getsockname()[1]}/v1")
+        with suppress(KeyboardInterrupt):  # uvicorn has shut down by then, and says it again
+            listen(application, bound, STOP_SECONDS)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -167,8 +180,12 @@ def _bind(host: str, port: int) -> socket.socket:
         # asyncio sends at once, with TCP_NODELAY, only where the socket says that it is of TCP;
         # else an answer's second packet waits 40 ms for the first to be acknowledged.
         bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
     except OSError as error:
         raise KinemaError(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
     return bound

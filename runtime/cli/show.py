@@ -41,7 +41,7 @@ def models(as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command()
 def info(
-    file: Annotated[str, typer.Argument(help="An MP4 that kinema wrote.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An MP4 that kinema wrote.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -7,7 +7,7 @@ profile of its kernels says how long they took, and a mark around each call, who
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import kineto
-from .operators import CLASSES, GAPS, HIDDEN, Call, class_of_kernel, describe
+from .classes import CLASSES, GAPS, HIDDEN
+from .operators import Call, class_of_kernel, describe
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -211,8 +212,3 @@ def operators(steps: list[StepCalls], ceilings: Ceilings, most: int = 20) -> lis
                 totals.setdefault((name, kind), Total()).add(timed, floor)
     found = sorted(totals.items(), key=lambda item: -item[1].seconds)[:most]
     return [{"name": name, "class": kind, **total.as_dict()} for (name, kind), total in found]
-
-
-def counted(classes: Mapping[str, Mapping[str, Any]], what: str) -> float:
-    """The sum over classes of one of their numbers."""
-    return sum(one[what] for one in classes.values())

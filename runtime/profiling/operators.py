@@ -14,10 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-ATTENTION, PRODUCTS, CONVOLUTIONS = "attention", "matrix products", "convolutions"
-ELEMENTWISE, COPIES, GAPS = "fused elementwise", "copies", "launch gaps"
-HIDDEN = "not attributed"
-CLASSES = (ATTENTION, PRODUCTS, CONVOLUTIONS, ELEMENTWISE, COPIES, GAPS)
+from .classes import ATTENTION, CONVOLUTIONS, COPIES, ELEMENTWISE, PRODUCTS
 
 Inputs = Sequence[Any]
 Counter = Callable[[Inputs, Tensor], int]  # arguments and the first output, to FLOPs

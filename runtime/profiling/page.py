@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from . import page_facts as facts
 from . import page_tables as tables
 from . import page_words as words
+from . import palette
 from . import quantities as say
+from .classes import HIDDEN
 from .markup import Markup, join, tag
 from .page_charts import roofline, stacked
-from .page_facts import REST, Report
+from .page_facts import Report
 from .page_parts import cards, document, legend, lines, section, table
 from .page_parts import facts as listed
 
@@ -82,7 +84,7 @@ def _stages(report: Report) -> Markup:
 def _steps(report: Report) -> Markup:
     bars = facts.bars(report)
     colors = {one.name: one.color for one in facts.classes(report)}
-    rest = {REST: "var(--rest)"} if any(REST in dict(bar.parts) for bar in bars) else {}
+    rest = {HIDDEN: palette.REST} if any(HIDDEN in dict(bar.parts) for bar in bars) else {}
     label = f"Seconds of each of {len(bars)} steps by class of operation"
     chart = stacked(bars, colors | rest, label)
     floor = any(bar.floor for bar in bars)

@@ -15,7 +15,7 @@ from .markup import Markup, join, tag
 
 
 @dataclass(frozen=True)
-class Span:
+class Stretch:
     """A stretch of one stage; `beside` says that others went on meanwhile."""
 
     start: float
@@ -69,12 +69,12 @@ def percent(part: float) -> str:
     return f"{100 * part:.3f}%"
 
 
-def lane(spans: Sequence[Span], total: float, label: str, color: str = "var(--bar)") -> Markup:
+def lane(spans: Sequence[Stretch], total: float, label: str, color: str = "var(--bar)") -> Markup:
     """One stage's stretches on the line from 0 to the total; pale where it ran beside others."""
     return svg(_rule(), *(_stretch(span, total, color) for span in spans), label=label)
 
 
-def _stretch(span: Span, total: float, color: str) -> Markup:
+def _stretch(span: Stretch, total: float, color: str) -> Markup:
     """Neighbours are told apart by a line of the page's color, where there is room for one."""
     wide = max(span.end - span.start, 0) / total
     edge = "var(--page)" if wide > 0.01 and not span.beside else color

@@ -13,14 +13,13 @@ from typing import Any
 
 from . import palette
 from . import quantities as say
+from .classes import HIDDEN
 from .drawing import DASHES
-from .page_charts import Bar, Ceilings, Point, Span
-from .spans import MAIN, exclusive
-from .spans import Span as Stretch
+from .page_charts import Bar, Ceilings, Point, Stretch
+from .report import NUMBERS
+from .spans import MAIN, Span, exclusive
 
 Report = Mapping[str, Any]
-REST = "not attributed"
-COUNTED = ("count", "seconds", "flops", "bytes", "floor_seconds")
 
 
 @dataclass
@@ -59,7 +58,7 @@ def classes(report: Report) -> list[Class]:
     for step in report["steps"]:
         for name, one in step["classes"].items():
             into = found.setdefault(name, Class(name))
-            for field in COUNTED:
+            for field in NUMBERS:
                 setattr(into, field, getattr(into, field) + (one.get(field) or 0))
     known = [name for name in palette.CLASSES if name in found]
     return [found[name] for name in (*known, *(name for name in found if name not in known))]
@@ -67,7 +66,7 @@ def classes(report: Report) -> list[Class]:
 
 def total_of(found: list[Class]) -> Class:
     """All classes as one."""
-    sums = {field: sum(getattr(one, field) for one in found) for field in COUNTED}
+    sums = {field: sum(getattr(one, field) for one in found) for field in NUMBERS}
     return Class("all", **sums)
 
 
@@ -106,7 +105,7 @@ def bars(report: Report) -> list[Bar]:
         parts = [(name, inside[name]["seconds"]) for name in order if name in inside]
         rest = step["seconds"] - sum(seconds for _, seconds in parts)
         if rest > 0.005 * step["seconds"]:
-            parts.append((REST, rest))
+            parts.append((HIDDEN, rest))
         floor = sum(one.get("floor_seconds") or 0 for one in inside.values())
         found.append(Bar(f"step {index}", parts, floor or None))
     return found
@@ -153,34 +152,34 @@ def measured(report: Report) -> list[tuple[str, str | None]]:
     return found
 
 
-def spans(report: Report) -> dict[str, list[Span]]:
+def spans(report: Report) -> dict[str, list[Stretch]]:
     """Stretches of each stage, and over them those in which it held the request up.
 
     One after the other where the report does not say when they were.
     """
-    lanes: dict[str, list[Span]] = {name: [] for name in report["stages"]}
-    found = [_stretch(one) for one in report.get("timeline") or _in_order(report)]
+    lanes: dict[str, list[Stretch]] = {name: [] for name in report["stages"]}
+    found = [_span(one) for one in report.get("timeline") or _in_order(report)]
     for one in found:
-        lanes.setdefault(one.stage, []).append(_span(one.stage, one.start, one.end, beside=True))
+        lanes.setdefault(one.stage, []).append(_stretch(one.stage, one.start, one.end, beside=True))
     edges = sorted({edge for one in found for edge in (one.start, one.end)})
     for start, end in pairwise(edges):
         for stage in exclusive(found, start, end):
             lane = lanes.setdefault(stage, [])
             if lane and not lane[-1].beside and lane[-1].end == start:
                 start = lane.pop().start
-            lane.append(_span(stage, start, end, beside=False))
+            lane.append(_stretch(stage, start, end, beside=False))
     return {stage: lane for stage, lane in lanes.items() if stage in report["stages"]}
 
 
-def _stretch(one: Mapping[str, Any]) -> Stretch:
+def _span(one: Mapping[str, Any]) -> Span:
     end = one["start"] + one["seconds"]
-    return Stretch(one["stage"], one["start"], end, one.get("thread", MAIN), one.get("step"))
+    return Span(one["stage"], one["start"], end, one.get("thread", MAIN), one.get("step"))
 
 
-def _span(stage: str, start: float, end: float, beside: bool) -> Span:
+def _stretch(stage: str, start: float, end: float, beside: bool) -> Stretch:
     kind = "from start to end" if beside else "held the request up"
     words = f"{stage}, {kind}: {say.seconds(end - start)} from {say.seconds(start)}"
-    return Span(start, end, beside, words)
+    return Stretch(start, end, beside, words)
 
 
 def _in_order(report: Report) -> list[dict[str, Any]]:

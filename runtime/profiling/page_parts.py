@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import palette
+from .classes import ATTENTION
 from .drawing import marker
 from .markup import Markup, embedded_json, join, tag
 
@@ -38,7 +39,7 @@ def _style() -> str:
         "".join(f"--{name}:{color};" for name, color in colors.items())
         for colors in (palette.LIGHT, palette.DARK)
     )
-    focus = f"--focus:{palette.CLASSES['attention']};"
+    focus = f"--focus:{palette.CLASSES[ATTENTION]};"
     variables = f":root{{{light}{focus}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
     variables += f"@media print{{:root{{{light}}}}}"
     return variables + (ASSETS / "page.css").read_text()

@@ -11,6 +11,7 @@ from .markup import Markup, join, tag
 from .page_charts import bar, lane, pair, time_axis
 from .page_facts import Figures, Report
 from .page_parts import drawn, judged, swatch, table
+from .report import NUMBERS
 
 NEUTRAL = "var(--bar)"
 COUNTED = ("count", "time", "FLOPs", "bytes", "FLOP/s", "B/s", "floor", "over floor")
@@ -78,7 +79,7 @@ def operators(report: Report) -> Markup | None:
     rows = []
     for one in found:
         title = swatch(one["name"], palette.color(one["class"]))
-        figures = _figures(facts.Class(**{k: one[k] for k in facts.COUNTED}, name=one["name"]))
+        figures = _figures(facts.Class(**{k: one[k] for k in NUMBERS}, name=one["name"]))
         rows.append((title, tag("td", one["class"], class_="words"), *figures))
     kind = tag("th", "class", scope="col", class_="words")
     return table("Operators, summed over all steps", ("operator", kind, *COUNTED), rows)

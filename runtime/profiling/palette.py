@@ -6,13 +6,15 @@ readers who see no red, no green or no blue.
 
 from __future__ import annotations
 
+from .classes import ATTENTION, CONVOLUTIONS, COPIES, ELEMENTWISE, GAPS, PRODUCTS
+
 CLASSES = {
-    "attention": "#3664ff",
-    "matrix products": "#d48100",
-    "fused elementwise": "#09a970",
-    "copies": "#a854b8",
-    "launch gaps": "#5d6570",
-    "convolutions": "#c42d2e",
+    ATTENTION: "#3664ff",
+    PRODUCTS: "#d48100",
+    ELEMENTWISE: "#09a970",
+    COPIES: "#a854b8",
+    GAPS: "#5d6570",
+    CONVOLUTIONS: "#c42d2e",
 }
 REST = "var(--rest)"  # what no known class accounts for; of the page, light or dark
 

@@ -23,7 +23,7 @@ from . import attribution, trace, what_if
 from .attribution import StepCalls
 from .ceilings import Ceilings
 from .ceilings import ceilings as ceilings_of
-from .operators import GAPS
+from .classes import GAPS
 from .report import Profile
 from .spans import Span
 from .watch import Stopwatch

@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import Any
 
 from . import quantities as say
-from .operators import COPIES, ELEMENTWISE
+from .classes import COPIES, ELEMENTWISE
 from .report import classes_of
 
 WIDTH = 80

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..checkpoints.checkpoint import TRANSFORMERS
 from ..planning.costs.steps import branches_of_steps
 from ..sampling.denoise import Step
 from ..sessions.session import Bound, Session
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .watch import Stopwatch
 
 STAGES = {"encode": "bind"}  # of a session, where a part of it has the name
-TRANSFORMERS = ("transformer", "transformer_2")
 
 
 class Watched(Session):

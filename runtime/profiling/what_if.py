@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import KinemaError
+from .classes import HIDDEN
 from .report import classes_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _floors(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every class at the least that the device could take, one at a time and all at once."""
     total, saved, found = report["total_seconds"], 0.0, []
     for name, one in classes_of(report).items():
-        if (gain := one["seconds"] - one["floor_seconds"]) <= 0 or name == "not attributed":
+        if (gain := one["seconds"] - one["floor_seconds"]) <= 0 or name == HIDDEN:
             continue
         saved += gain
         title = f"no {name}" if one["floor_seconds"] == 0 else f"{name} at the floor"

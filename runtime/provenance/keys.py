@@ -10,30 +10,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
-from itertools import pairwise
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from ..errors import KinemaError, UsageError
 from ..files import reason_of
+from .certificates import (
+    CURVES,
+    chain_of,
+    check_dates,
+    checked_chain,
+    issue,
+    name_of,
+    public_key_of,
+)
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import (
-        EllipticCurvePrivateKey,
-        EllipticCurvePublicKey,
-    )
     from cryptography.x509 import Certificate
 
 KEY_VARIABLE, CHAIN_VARIABLE = "KINEMA_SIGN_KEY", "KINEMA_SIGN_CHAIN"
 CHAIN, KEY, ROOT = "chain.pem", "key.pem", "root.pem"
 DEVELOPMENT = "kinema development"
-LASTS = timedelta(days=3650)  # without a time stamp a signature is as good as its certificate now
-SLOW_CLOCK = timedelta(days=1)
-CURVES = {"secp256r1": ("es256", 32), "secp384r1": ("es384", 48), "secp521r1": ("es512", 66)}
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Identity:
 
     def check(self) -> None:
         """Raises UsageError for one whose dates have passed since it was opened."""
-        for certificate in _certificates(self.chain.encode(), self.name):
-            _check_dates(certificate, self.name)
+        for certificate in chain_of(self.chain.encode(), self.name):
+            check_dates(certificate, self.name)
 
 
 # ---- keys of one's own ---------------------------------------------------------------------------
@@ -70,12 +71,13 @@ def from_files(key: str | Path, chain: str | Path) -> Identity:
         load_pem_private_key,
     )
 
+    secret = _read(key, "sign key")
     try:
-        private = load_pem_private_key(_read(key, "sign key"), None)
+        private = load_pem_private_key(secret, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise UsageError(f"sign key {str(key)!r} cannot be read: {reason_of(error)}") from None
     text = _read(chain, "sign chain")
-    leaf = _checked(text, str(chain))[0]
+    leaf = checked_chain(text, str(chain))[0]
     if leaf.public_key() != private.public_key():
         raise UsageError(f"sign key {str(key)!r} is not that of the leaf in {str(chain)!r}")
     form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -89,7 +91,7 @@ def from_callback(sign: Callable[[bytes], bytes], chain: str | Path) -> Identity
     as long as the curve. chain: a PEM file, leaf first.
     """
     text = _read(chain, "sign chain")
-    leaf = _checked(text, str(chain))[0]
+    leaf = checked_chain(text, str(chain))[0]
     _check_signature(leaf, sign, str(chain))
     return _identity(text, leaf, sign)
 
@@ -168,67 +170,13 @@ def _new_identity() -> dict[str, bytes]:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     authority, leaf = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    root = certificate(f"{DEVELOPMENT} authority", authority, authority, None)
-    signer = certificate(DEVELOPMENT, leaf, authority, root)
+    root = issue(f"{DEVELOPMENT} authority", authority, authority, None)
+    signer = issue(DEVELOPMENT, leaf, authority, root)
     pem = serialization.Encoding.PEM
     form = serialization.PrivateFormat.PKCS8
     key = leaf.private_bytes(pem, form, serialization.NoEncryption())
     ends = root.public_bytes(pem)
     return {KEY: key, CHAIN: signer.public_bytes(pem) + ends, ROOT: ends}
-
-
-def certificate(
-    name: str,
-    key: EllipticCurvePrivateKey,
-    by: EllipticCurvePrivateKey,
-    issuer: Certificate | None,
-    lasts: timedelta = LASTS,
-) -> Certificate:
-    """A certificate of `key`, by whom `issuer` is about; by itself, an authority, if None.
-
-    The profile is C2PA's: section "Certificate Profile" of its specification.
-    """
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-    is_authority, now = issuer is None, datetime.now(timezone.utc)
-    attributes = {NameOID.ORGANIZATION_NAME: name, NameOID.COMMON_NAME: name}
-    subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in attributes.items()])
-    builder = (
-        x509.CertificateBuilder(subject_name=subject)
-        .issuer_name(subject if issuer is None else issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(min(now, now + lasts) - SLOW_CLOCK)
-        .not_valid_after(now + lasts)
-        .add_extension(x509.BasicConstraints(is_authority, 0 if is_authority else None), True)
-        .add_extension(_usage(is_authority), True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), False)
-    )
-    if not is_authority:
-        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
-        builder = builder.add_extension(usage, False)
-    return builder.sign(by, hashes.SHA256())
-
-
-def _usage(is_authority: bool) -> Any:
-    from cryptography.x509 import KeyUsage
-
-    names = (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    )
-    allowed = {"key_cert_sign", "crl_sign"} if is_authority else {"digital_signature"}
-    return KeyUsage(**{name: name in allowed for name in names})
 
 
 def _write_private(file: Path, text: bytes) -> None:
@@ -237,7 +185,7 @@ def _write_private(file: Path, text: bytes) -> None:
         stream.write(text)
 
 
-# ---- checks --------------------------------------------------------------------------------------
+# ---- signatures ----------------------------------------------------------------------------------
 
 
 def _read(file: str | Path, what: str) -> bytes:
@@ -247,82 +195,11 @@ def _read(file: str | Path, what: str) -> bytes:
         raise UsageError(f"{what} {str(file)!r} cannot be read: {reason_of(error)}") from None
 
 
-def _certificates(text: bytes, where: str) -> list[Certificate]:
-    from cryptography.x509 import load_pem_x509_certificates
-
-    try:
-        return load_pem_x509_certificates(text)
-    except ValueError:
-        raise UsageError(f"sign chain {where!r} is no chain of certificates in PEM") from None
-
-
-def _checked(text: bytes, where: str) -> list[Certificate]:
-    """The certificates of a chain that vouch for each other today, and whose leaf may sign."""
-    chain = _certificates(text, where)
-    for certificate in chain:
-        _check_dates(certificate, where)
-    _check_order(chain, where)
-    _check_leaf(chain[0], where)
-    return chain
-
-
-def _check_dates(certificate: Certificate, where: str) -> None:
-    now, name = datetime.now(timezone.utc), name_of(certificate)
-    if now > certificate.not_valid_after_utc:
-        raise UsageError(
-            f"the certificate of {name!r} in {where!r} expired on"
-            f" {certificate.not_valid_after_utc:%Y-%m-%d}"
-        )
-    if now < certificate.not_valid_before_utc:
-        raise UsageError(
-            f"the certificate of {name!r} in {where!r} begins on"
-            f" {certificate.not_valid_before_utc:%Y-%m-%d}; is the clock right?"
-        )
-
-
-def _check_order(chain: Sequence[Certificate], where: str) -> None:
-    from cryptography.exceptions import InvalidSignature
-
-    for certificate, issuer in pairwise(chain):
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature):
-            raise UsageError(
-                f"sign chain {where!r}: {name_of(issuer)!r} did not issue"
-                f" {name_of(certificate)!r}; the leaf comes first, then who issued it"
-            ) from None
-
-
-def _check_leaf(leaf: Certificate, where: str) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-    from cryptography.x509 import BasicConstraints, ExtendedKeyUsage, ExtensionNotFound, KeyUsage
-
-    public = leaf.public_key()
-    if not (isinstance(public, EllipticCurvePublicKey) and public.curve.name in CURVES):
-        kind = type(public).__name__.lstrip("_")
-        raise UsageError(f"the leaf of {where!r} has a key {kind}; P-256, P-384 or P-521 signs")
-    found = leaf.extensions
-    try:
-        signs = found.get_extension_for_class(KeyUsage).value.digital_signature
-        purposes = len(list(found.get_extension_for_class(ExtendedKeyUsage).value))
-        if not signs or not purposes:
-            raise ValueError
-        if found.get_extension_for_class(BasicConstraints).value.ca:
-            raise UsageError(f"the first certificate of {where!r} is an authority's, not a leaf")
-    except (ExtensionNotFound, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(
-            f"the leaf of {where!r} may not sign content: C2PA asks for basic constraints, the key"
-            " usage digitalSignature and an extended key usage such as emailProtection"
-        ) from None
-
-
 def _check_signature(leaf: Certificate, sign: Callable[[bytes], bytes], where: str) -> None:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-    (_, size), probe = CURVES[_public(leaf).curve.name], b"kinema asks whether this key signs"
+    (_, size), probe = CURVES[public_key_of(leaf).curve.name], b"kinema asks whether this key signs"
     try:
         signature = bytes(sign(probe))
     except Exception as error:
@@ -334,16 +211,11 @@ def _check_signature(leaf: Certificate, sign: Callable[[bytes], bytes], where: s
     r, s = (int.from_bytes(half, "big") for half in (signature[:size], signature[size:]))
     try:
         encoded = utils.encode_dss_signature(r, s)
-        _public(leaf).verify(encoded, probe, ec.ECDSA(_hash(size)))
+        public_key_of(leaf).verify(encoded, probe, ec.ECDSA(_hash(size)))
     except InvalidSignature:
         raise UsageError(
             f"the callback does not sign with the key of the leaf in {where!r}"
         ) from None
-
-
-def _public(leaf: Certificate) -> EllipticCurvePublicKey:
-    """A leaf's key: `_check_leaf` lets no other kind pass."""
-    return cast("EllipticCurvePublicKey", leaf.public_key())
 
 
 def _signing(private: Any) -> Callable[[bytes], bytes]:
@@ -367,16 +239,6 @@ def _hash(size: int) -> Any:
 def _identity(
     text: bytes, leaf: Certificate, sign: Callable[[bytes], bytes], key: str | None = None
 ) -> Identity:
-    algorithm = CURVES[_public(leaf).curve.name][0]
-    expires = min(c.not_valid_after_utc for c in _certificates(text, ""))
+    algorithm = CURVES[public_key_of(leaf).curve.name][0]
+    expires = min(c.not_valid_after_utc for c in chain_of(text, ""))
     return Identity(name_of(leaf), algorithm, text.decode(), sign, expires, key)
-
-
-def name_of(certificate: Certificate) -> str:
-    """The organization a certificate is about, else its common name, else all of its name."""
-    from cryptography.x509.oid import NameOID
-
-    for oid in (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME):
-        if found := certificate.subject.get_attributes_for_oid(oid):
-            return str(found[0].value)
-    return certificate.subject.rfc4514_string()

@@ -88,7 +88,8 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        what = {404: f"there is nothing at {request.url.path[:200]}"}
+        path = request.url.path[:200]
+        what = {404: f"there is nothing at {path}", 405: f"{request.method} has no use at {path}"}
         message = what.get(error.status_code, str(error.detail))
         return _answer(request, APIError(error.status_code, message, headers=error.headers))
 

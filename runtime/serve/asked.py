@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 import re
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from ..requests.request import MAX_GUIDANCE_SCALE, MAX_PROMPT_CHARS, MAX_SEED
 from .characters import MAX_NAME
@@ -28,6 +36,33 @@ CLIP: dict[str, Any] = {
 }
 
 
+def _says_something(value: str) -> str:
+    if not value.strip():
+        raise ValueError("it is empty; say what to show")
+    return value
+
+
+def _length(value: Any) -> str:
+    try:
+        seconds = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        seconds = float("nan")
+    if not 0 < seconds <= MAX_SECONDS:
+        raise ValueError(f"{str(value)[:40]!r} is no length; above 0, at most {MAX_SECONDS} works")
+    return f"{seconds:g}"
+
+
+def _clip(value: Any) -> Any:
+    return _read(value, ("id", "file_id"))
+
+
+Prompt = Annotated[
+    str, Field(min_length=1, max_length=MAX_PROMPT_CHARS), AfterValidator(_says_something)
+]
+Seconds = Annotated[str, BeforeValidator(_length)]
+Clip = Annotated[Any, BeforeValidator(_clip), Field(json_schema_extra=CLIP)]
+
+
 class Fields(BaseModel):
     """What all of them have in common. A field that is not known is refused, not ignored."""
 
@@ -44,14 +79,7 @@ class Fields(BaseModel):
 class Remixed(Fields):
     """The body of a remix."""
 
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
-
-    @field_validator("prompt")
-    @classmethod
-    def _says_something(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("it is empty; say what to show")
-        return value
+    prompt: Prompt
 
 
 class Made(Remixed):
@@ -66,26 +94,15 @@ class Made(Remixed):
     variations: int = Field(1, ge=1, le=MAX_VARIATIONS, description="with seeds one after another")
 
 
-class Shot(BaseModel):
+class Shot(Fields):
     """One shot of a storyboard."""
 
-    model_config = ConfigDict(extra="forbid")
-
     start: float = Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False, description="in seconds")
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS)
-
-    @field_validator("prompt")
-    @classmethod
-    def _says_something(cls, value: str) -> str:
-        if UNFIT.search(value) or not value.strip():
-            raise ValueError("it says nothing; say what to show")
-        return value
+    prompt: Prompt
 
 
-class Appearing(BaseModel):
+class Appearing(Fields):
     """A character that appears in a video."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str = Field(min_length=1, max_length=64)
 
@@ -93,7 +110,7 @@ class Appearing(BaseModel):
 class Created(Made):
     """The body of POST /v1/videos."""
 
-    seconds: str = Field("4", description=f"above 0, at most {MAX_SECONDS}")
+    seconds: Seconds = Field("4", description=f"above 0, at most {MAX_SECONDS}")
     size: str = Field("720x1280", description="WxH, even sides")
     input_reference: Any = Field(None, json_schema_extra=PICTURE)
     storyboard: list[Shot] | None = Field(None, min_length=1, max_length=MAX_SHOTS)
@@ -120,11 +137,6 @@ class Created(Made):
                 )
         return value
 
-    @field_validator("seconds", mode="before")
-    @classmethod
-    def _seconds(cls, value: Any) -> str:
-        return _length(value)
-
     @field_validator("size")
     @classmethod
     def _size(cls, value: str) -> str:
@@ -140,38 +152,23 @@ class Created(Made):
 class Edited(Made):
     """The body of POST /v1/videos/edits."""
 
-    video: Any = Field(json_schema_extra=CLIP)
+    video: Clip
     strength: float = Field(STRENGTH, gt=0, le=1)
-
-    @field_validator("video", mode="before")
-    @classmethod
-    def _video(cls, value: Any) -> Any:
-        return _read(value, ("id", "file_id"))
 
 
 class Extended(Made):
     """The body of POST /v1/videos/extensions."""
 
-    video: Any = Field(json_schema_extra=CLIP)
-    seconds: str = Field("4", description="how much longer it becomes")
+    video: Clip
+    seconds: Seconds = Field("4", description="how much longer it becomes")
     direction: Literal["forward", "backward"] = "forward"
-
-    @field_validator("seconds", mode="before")
-    @classmethod
-    def _seconds(cls, value: Any) -> str:
-        return _length(value)
-
-    @field_validator("video", mode="before")
-    @classmethod
-    def _video(cls, value: Any) -> Any:
-        return _read(value, ("id", "file_id"))
 
 
 class Shown(Fields):
     """The body of POST /v1/videos/characters."""
 
     name: str = Field(min_length=1, max_length=MAX_NAME)
-    video: Any = Field(json_schema_extra=CLIP)
+    video: Clip
 
     @field_validator("name")
     @classmethod
@@ -179,11 +176,6 @@ class Shown(Fields):
         if not value.strip():
             raise ValueError("it is empty; prompts call the character by it")
         return value
-
-    @field_validator("video", mode="before")
-    @classmethod
-    def _video(cls, value: Any) -> Any:
-        return _read(value, ("id", "file_id"))
 
 
 def check(model: type[Model], fields: dict[str, Any]) -> Model:
@@ -216,16 +208,6 @@ def size_of(size: str) -> tuple[int, int]:
     if not all(low <= side <= high and side % 2 == 0 for side in (width, height)):
         raise ValueError(f"{size} does not fit; sides are even, from {low} to {high}")
     return width, height
-
-
-def _length(value: Any) -> str:
-    try:
-        seconds = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        seconds = float("nan")
-    if not 0 < seconds <= MAX_SECONDS:
-        raise ValueError(f"{str(value)[:40]!r} is no length; above 0, at most {MAX_SECONDS} works")
-    return f"{seconds:g}"
 
 
 def _list(value: Any, names: str) -> Any:

@@ -1,4 +1,4 @@
-"""The files of batches, JSON lines: requests as clients write them, and results to read."""
+"""The files that batches are asked with: requests as clients write them, JSON a line."""
 
 from __future__ import annotations
 
@@ -9,19 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from . import videos
 from .asked import UNFIT
 from .batches import ENDPOINT, MAX_CUSTOM_ID
-from .errors import APIError
-from .tables import new_id
-from .videos import Video
 
 MAX_LINES, MAX_ERRORS = 50_000, 100
-WHY = {
-    "batch_cancelled": "the batch was cancelled before this was made",
-    "batch_expired": "the batch expired before this was made",
-    "deleted": "the video was deleted",
-}
 
 
 @dataclass(frozen=True)
@@ -107,48 +98,6 @@ def _fault(request: Any, seen: set[str]) -> tuple[str, str, str | None] | None:
     if not isinstance(request.get("body"), dict):
         return "invalid_body", "body is an object", "body"
     return None
-
-
-# ---- results -------------------------------------------------------------------------------------
-
-
-def made(custom_id: str, video: Video | None) -> str:
-    """Of a video that has ended, or was deleted."""
-    if video is None:
-        return unmade(custom_id, "deleted")
-    return _outcome(custom_id, 200, videos.as_object(video), video.error)
-
-
-def refused(custom_id: str, error: APIError) -> str:
-    """Of a request that could not be accepted."""
-    return _outcome(custom_id, error.status, error.body())
-
-
-def unmade(custom_id: str, code: str) -> str:
-    """Of a request that nothing became of."""
-    return _outcome(custom_id, None, {}, {"code": code, "message": WHY[code]})
-
-
-def _outcome(custom_id: str, status: int | None, body: dict[str, Any], error: Any = None) -> str:
-    response = {"status_code": status, "request_id": new_id("req"), "body": body}
-    return json.dumps(
-        {
-            "id": new_id("batch_req"),
-            "custom_id": custom_id,
-            "response": None if status is None else response,
-            "error": error,
-        }
-    )
-
-
-def expiring(outcome: str, at: int | None) -> str:
-    """With the time that the batch gives its video."""
-    read = json.loads(outcome)
-    body = (read["response"] or {}).get("body", {})
-    if at is None or body.get("object") != "video":
-        return outcome
-    body["expires_at"] = min(at, body["expires_at"] or at)
-    return json.dumps(read)
 
 
 def chunks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

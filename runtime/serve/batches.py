@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from . import files
 from .errors import APIError
-from .tables import Base, new_id, now
+from .tables import Base, new_id, now, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,6 +34,7 @@ COMPLETED, FAILED = "completed", "failed"
 OPEN = (VALIDATING, IN_PROGRESS, "finalizing", CANCELLING)
 WAITING, ACCEPTED = "waiting", "accepted"  # a line's, before it is completed or failed
 MAX_CUSTOM_ID = 512
+AT_ONCE = 200  # rows that are read or written together
 
 
 class Batch(Base):
@@ -154,11 +155,9 @@ def locked(session: Session, id: str) -> Batch:
 
 def page(session: Session, owner: str, after: str | None, limit: int) -> tuple[list[Batch], bool]:
     """At most `limit` of the owner's, newest first, and whether there are more."""
-    query = select(Batch).where(Batch.owner == owner)
-    if after is not None:
-        query = query.where(Batch.number < find(session, owner, after).number)
-    found = list(session.scalars(query.order_by(Batch.number.desc()).limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    last = None if after is None else find(session, owner, after).number
+    own = select(Batch).where(Batch.owner == owner)
+    return page_of(session, own, Batch.number, last, limit)
 
 
 def add(

@@ -1,4 +1,4 @@
-"""What works on batches: it reads them, hands their lines to be made, and writes what came of them.
+"""What works on batches: it reads them, hands their lines to be made, and notes what came of them.
 
 A batch is a row, each of its lines another, and videos have their ids before they are accepted: a
 kill at any moment costs no line, and makes none twice.
@@ -9,23 +9,29 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
-from starlette.datastructures import UploadFile
 
 from ..errors import KinemaError, UsageError
-from . import batch_files, batches, files, videos
+from . import batch_files, batch_results, batches, files, ordering, videos
 from .asked import Created, check
-from .batches import ACCEPTED, CANCELLING, COMPLETED, FAILED, OPEN, WAITING, Batch, BatchLine
+from .batches import (
+    ACCEPTED,
+    AT_ONCE,
+    CANCELLING,
+    COMPLETED,
+    FAILED,
+    OPEN,
+    WAITING,
+    Batch,
+    BatchLine,
+)
 from .databases import log_failure
 from .errors import APIError
-from .files import File
 from .tables import new_id, now
 from .videos import PENDING, Video
 
@@ -36,9 +42,7 @@ log = logging.getLogger("kinema.serve")
 LOOK_EVERY, IDLE = 0.5, 30.0  # seconds, with batches under way and without
 AFTER_FAILURE = 5.0
 OPEN_LINES = (WAITING, ACCEPTED)
-AT_ONCE = 200  # rows that are read or written together
 LATER = (429, 503, 507)  # refusals that end by themselves
-RESULTS = {COMPLETED: "output", FAILED: "error"}
 
 
 class Batching:
@@ -100,7 +104,7 @@ class Batching:
         else:
             self._feed(batch)
         if not self._lines(batch, OPEN_LINES, 1):
-            self._finish(batch)
+            batch_results.finish(self.server, batch)
 
     def _lines(self, batch: Batch, states: tuple[str, ...], count: int) -> list[BatchLine]:
         """The first ones in these states."""
@@ -147,7 +151,7 @@ class Batching:
                 found.models.add(_checked(line.body).model)
                 yield {**row, "status": WAITING}
             except APIError as error:
-                outcome = batch_files.refused(line.custom_id, error)
+                outcome = batch_results.refused(line.custom_id, error)
                 yield {**row, "status": FAILED, "outcome": outcome, "body": ""}
 
     # ---- in progress -----------------------------------------------------------------------------
@@ -165,7 +169,7 @@ class Batching:
                     video = session.scalar(select(Video).where(Video.id == line.video_id))
                     done = video is not None and video.status == videos.COMPLETED
                     line.status = COMPLETED if done else FAILED
-                    line.outcome = batch_files.made(line.custom_id, video)
+                    line.outcome = batch_results.made(line.custom_id, video)
             if not ended:
                 return
 
@@ -201,17 +205,15 @@ class Batching:
         return True
 
     def _accept(self, batch: Batch, line: BatchLine) -> None:
-        from .ordering import create  # which imports the server
-
         server = self.server
         with server.store.session() as session:
             if session.scalar(select(Video.id).where(Video.id == line.video_id)):
                 return  # before a kill
         shutil.rmtree(server.folder(line.video_id), ignore_errors=True)
-        create(server, batch.owner, _checked(json.loads(line.body)), line.video_id)
+        ordering.create(server, batch.owner, _checked(json.loads(line.body)), line.video_id)
 
     def _refuse(self, line: BatchLine, error: APIError) -> None:
-        outcome = batch_files.refused(line.custom_id, error)
+        outcome = batch_results.refused(line.custom_id, error)
         self._set(line, status=FAILED, outcome=outcome, body="")
 
     def _set(self, line: BatchLine, **values: Any) -> None:
@@ -238,77 +240,8 @@ class Batching:
                         self._set(line, status=ACCEPTED)
                         self._collect(batch)
                         continue
-                outcome = batch_files.unmade(line.custom_id, code)
+                outcome = batch_results.unmade(line.custom_id, code)
                 self._set(line, status=FAILED, outcome=outcome, body="")
-
-    def _finish(self, batch: Batch) -> None:
-        """Write its files; they and the batch's end are seen together, or not at all."""
-        server = self.server
-        with server.store.session() as session:
-            kept = batches.locked(session, batch.id)
-            if kept.status == batches.IN_PROGRESS:
-                kept.enter("finalizing")
-        keep = kept.keep_seconds
-        expires_at = None if keep is None else now() + keep
-        results = {state: self._write(batch, state, expires_at) for state in (COMPLETED, FAILED)}
-        try:
-            with server.store.session() as session:
-                kept = batches.locked(session, batch.id)
-                session.add_all(file for file in results.values() if file is not None)
-                self._end(session, kept, results, expires_at)
-        except BaseException:
-            for file in results.values():
-                if file is not None:
-                    files.path(server, file.id).unlink(missing_ok=True)
-            raise
-        server.webhooks.wake()
-
-    def _end(
-        self, session: Session, kept: Batch, results: dict[str, File | None], expires_at: int | None
-    ) -> None:
-        kept.counts = batches.shown(session, [kept])[0]["request_counts"]
-        kept.output_file_id, kept.error_file_id = (
-            None if file is None else file.id for file in results.values()
-        )
-        own = BatchLine.batch_id == kept.id
-        if expires_at is not None:
-            made = Video.id.in_(select(BatchLine.video_id).where(own))
-            longer = or_(Video.expires_at.is_(None), Video.expires_at > expires_at)
-            session.execute(
-                update(Video).where(made, longer).values(expires_at=expires_at),
-                execution_options={"synchronize_session": False},
-            )
-        session.execute(delete(BatchLine).where(own))
-        kept.enter(
-            "expired" if kept.expired_at else "cancelled" if kept.cancelling_at else COMPLETED
-        )
-        self.server.webhooks.ended(session, kept.owner, f"batch.{kept.status}", kept.id)
-
-    def _write(self, batch: Batch, state: str, expires_at: int | None) -> File | None:
-        """The results of lines that ended so, in a file that nobody sees yet; None without any."""
-        server, name = self.server, f"{batch.id}_{RESULTS[state]}.jsonl"
-        with tempfile.TemporaryFile(dir=server.settings.data) as out:
-            for outcome in self._outcomes(batch, state):
-                out.write(f"{batch_files.expiring(outcome, expires_at)}\n".encode())
-            if out.tell() == 0:
-                return None
-            return files.stored(
-                server, batch.owner, UploadFile(out), name, "batch_output", expires_at
-            )
-
-    def _outcomes(self, batch: Batch, state: str) -> Iterator[str]:
-        query = select(BatchLine.line, BatchLine.outcome).where(BatchLine.batch_id == batch.id)
-        query = query.where(BatchLine.status == state).order_by(BatchLine.line).limit(AT_ONCE)
-        last = 0
-        while True:
-            with self.server.store.session() as session:
-                found = session.execute(query.where(BatchLine.line > last)).all()
-            if not found:
-                return
-            for _, outcome in found:
-                assert outcome is not None  # of a line that has ended
-                yield outcome
-            last = found[-1].line
 
 
 def _checked(body: dict[str, Any]) -> Created:

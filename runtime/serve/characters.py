@@ -18,7 +18,7 @@ from ..checkpoints.presets import presets_of
 from ..requests import clips
 from .errors import APIError
 from .orders import CHARACTERS
-from .tables import Base, new_id, now
+from .tables import Base, new_id, now, page_of
 
 if TYPE_CHECKING:
     from .asked import Created
@@ -79,15 +79,9 @@ def page(
     session: Session, owner: str, after: str | None, limit: int, newest_first: bool
 ) -> tuple[list[Character], bool]:
     """At most `limit` of the owner's, those that follow `after`, and whether there are more."""
-    query = select(Character).where(Character.owner == owner)
-    if after is not None:
-        number = find(session, owner, after).number
-        query = query.where(
-            Character.number < number if newest_first else Character.number > number
-        )
-    query = query.order_by(Character.number.desc() if newest_first else Character.number)
-    found = list(session.scalars(query.limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    last = None if after is None else find(session, owner, after).number
+    own = select(Character).where(Character.owner == owner)
+    return page_of(session, own, Character.number, last, limit, newest_first)
 
 
 @contextmanager

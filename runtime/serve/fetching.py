@@ -53,9 +53,6 @@ class Fetcher:
                 out.write(chunk)
         return into
 
-    def close(self) -> None:
-        """Nothing is kept open between two fetches."""
-
     def _fetched(self, url: str) -> Iterator[bytes]:
         until = time.monotonic() + self.limits.fetch_seconds
         for _ in range(REDIRECTS + 1):

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ..files import whole_or_nothing
 from .errors import APIError
-from .tables import Base, new_id, now
+from .tables import Base, new_id, now, page_of
 
 if TYPE_CHECKING:
     from starlette.datastructures import UploadFile
@@ -89,15 +89,11 @@ def page(
     purpose: str | None = None,
 ) -> tuple[list[File], bool]:
     """At most `limit` of the owner's, those that follow `after`, and whether there are more."""
-    query = select(File).where(File.owner == owner)
+    last = None if after is None else find(session, owner, after).number
+    own = select(File).where(File.owner == owner)
     if purpose is not None:
-        query = query.where(File.purpose == purpose)
-    if after is not None:
-        number = find(session, owner, after).number
-        query = query.where(File.number < number if newest_first else File.number > number)
-    query = query.order_by(File.number.desc() if newest_first else File.number)
-    found = list(session.scalars(query.limit(limit + 1)))
-    return found[:limit], len(found) > limit
+        own = own.where(File.purpose == purpose)
+    return page_of(session, own, File.number, last, limit, newest_first)
 
 
 def add(

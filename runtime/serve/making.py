@@ -25,6 +25,7 @@ from ..sessions.progress import Progress
 from . import pictures
 from .edits import edited
 from .orders import BACKWARD, PARENT, SOURCE, Order, Part, overlap_of, parts_of, settle
+from .soundtrack import Soundtrack
 from .sources import Edges, Source, keep_edges, neighbours, source_edges
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ PREVIEW_EVERY = 0.5  # seconds; a preview costs about one step of the smallest m
 DECODING = 0.1  # of the progress that is shown
 NICENESS = 10  # of threads that make videos, where there is one per thread
 AT_ONCE = 8  # frames that are read back together
-FADE = 0.03  # seconds in which the sound of one part passes into that of the next
 
 
 class Paused(KinemaError):
@@ -68,8 +68,6 @@ class Making:
         self.seconds: dict[str, float] = {}  # spent, by stage
         self.num_frames, self.stopping, self.stopped = 0, False, False
         self._backward = order.direction == BACKWARD
-        self._audio: list[np.ndarray] = []
-        self._beyond = np.zeros((0, 1), np.float32)  # sound of a part after what is kept of it
         self._held: list[np.ndarray] = []
         self._head: list[np.ndarray] = []  # how what is made begins
         self._tail: list[np.ndarray] = []  # what the next part is shown: the end, or the start
@@ -80,6 +78,8 @@ class Making:
         if order.kind == "extension":
             self._tail = neighbours(folder, order, self.parts[0].overlap, self._fps)
         self.session = self._open(self.parts[0])
+        rate, fps = self.plan.sample_rate, self.plan.fps
+        self._sound = None if rate is None else Soundtrack(rate, fps, self._backward)
 
     # ---- what a scheduler asks of a session ------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Making:
             if self._backward:
                 self._add_made(recording)
                 self._add_source(recording)
-            audio = np.concatenate(self._audio) if self._audio else None
+            audio = None if self._sound is None else self._sound.whole()
             report = {**self.report, "served": self.served}
             recording.finish(audio, report)
         keep_edges(self.folder, self._edges(), self._fps)
@@ -200,36 +200,8 @@ class Making:
         if self._backward:
             np.save(self._made(part), np.concatenate(self._held))
             self._held.clear()
-        if video.audio is not None:
-            self._add_sound(part, video.audio.copy())
-
-    def _add_sound(self, part: Part, samples: np.ndarray) -> None:
-        """A part's, between what is there of it; of the same moments one passes into the other."""
-        rate = self._sample_rate / self.plan.fps
-        first = 0 if self._backward else round(part.overlap * rate)
-        until = first + round(part.kept * rate)
-        there, new, beyond = samples[:first], samples[first:until], samples[until:]
-        if not self._backward:
-            if self._audio:
-                fade_out(self._audio[-1], there, self._fade)
-            self._audio.append(new)
-            return
-        if self._audio:
-            fade_in(self._audio[0], beyond, self._fade)
-        else:
-            self._beyond = beyond
-        self._audio.insert(0, new)
-
-    @property
-    def _sample_rate(self) -> int:
-        """Of a model that makes sound."""
-        assert self.plan.sample_rate is not None
-        return self.plan.sample_rate
-
-    @property
-    def _fade(self) -> int:
-        """Samples."""
-        return round(FADE * self._sample_rate)
+        if self._sound is not None and video.audio is not None:
+            self._sound.add_part(part, video.audio.copy())
 
     def _add_source(self, recording: Recording) -> None:
         """An extension begins, or ends, with its source."""
@@ -241,9 +213,8 @@ class Making:
             recording.add(pictures.fit(frame[None], self.order.width, self.order.height))
             count += 1
         self.num_frames += count
-        if plan.sample_rate is not None:
-            self._audio.append(self.source.sound(plan.sample_rate, count / plan.fps))
-            fade_in(self._audio[-1], self._beyond, self._fade)
+        if self._sound is not None:
+            self._sound.add_source(self.source.sound(self._sound.sample_rate, count / plan.fps))
 
     def _open(self, part: Part) -> Session:
         """A part's session, from its file where there is one that can go on."""
@@ -306,15 +277,3 @@ def _clear(folder: Path) -> None:
     """Remove what a kill left half-written."""
     for file in folder.glob(".kinema-*.part"):
         file.unlink(missing_ok=True)
-
-
-def fade_out(samples: np.ndarray, others: np.ndarray, most: int) -> None:
-    """Let samples (n, channels) end as others, of the same moment, do, so that none clicks."""
-    if count := min(most, len(samples), len(others)):
-        weight = np.linspace(0, 1, count, dtype=np.float32)[:, None]
-        samples[-count:] += weight * (others[-count:] - samples[-count:])
-
-
-def fade_in(samples: np.ndarray, others: np.ndarray, most: int) -> None:
-    """Let samples (n, channels) begin as others do."""
-    fade_out(samples[::-1], others[::-1], most)

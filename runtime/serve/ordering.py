@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from . import characters, files, videos
@@ -17,14 +18,17 @@ from .characters import Character
 from .errors import APIError
 from .making import VIDEO
 from .orders import CHARACTERS, PARENT, REFERENCE, SOURCE, Order
-from .server import Server, random_seed
 from .sources import EDGES, SOURCE_EDGES, Source
 from .tables import new_id
 from .uploads import store_clip, store_picture
 from .videos import Video
 
+if TYPE_CHECKING:
+    from .server import Server
+
 GIVEN = "given.part"  # an upload, as it came
 LONGEST = 120  # seconds of an extension and what it goes on from
+MAX_DRAWN = 2**31  # above the seeds of requests that name none
 
 
 def create(server: Server, owner: str, asked: Created, id: str | None = None) -> Video:
@@ -174,7 +178,7 @@ def _common(asked: Made) -> dict[str, Any]:
     return {
         "prompt": asked.prompt,
         "negative_prompt": asked.negative_prompt,
-        "seed": random_seed() if asked.seed is None else asked.seed,
+        "seed": secrets.randbelow(MAX_DRAWN) if asked.seed is None else asked.seed,
         "steps": asked.steps,
         "guidance_scale": asked.guidance_scale,
         "fps": asked.fps,

@@ -10,7 +10,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -20,6 +19,7 @@ from ..errors import Cancelled, KinemaError, UsageError
 from ..sessions.scheduler import StepScheduler
 from .attempts import Attempts, Crashed
 from .databases import log_failure, trouble_of
+from .live import Live
 from .making import RUN, Making, Paused
 from .orders import Order
 from .tables import now
@@ -27,11 +27,9 @@ from .videos import COMPLETED, FAILED, IN_PROGRESS, PENDING, QUEUED, Video, lock
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..sessions.job import Job
     from .server import Server
 
 log = logging.getLogger("kinema.serve")
-WATCHED_SECONDS = 3.0  # how long a preview is made for someone who has not asked again
 
 
 class Bench:
@@ -42,51 +40,6 @@ class Bench:
 
     def session(self, making: Making) -> Making:
         return making
-
-
-@dataclass(eq=False)
-class Live:
-    """A video that is being made in this process."""
-
-    id: str
-    owner: str
-    expected: float
-    started: float = field(default_factory=time.monotonic)
-    making: Making | None = None
-    job: Job | None = None
-    progress: int = 0
-    events: list[dict[str, Any]] = field(default_factory=list)
-    preview: tuple[int, dict[str, Any]] = (0, {})  # and how many there were
-    watched_at: float = -WATCHED_SECONDS
-    suspect: bool = False  # the process has ended before while it was made
-
-    def tell(self, kind: str, values: dict[str, Any]) -> None:
-        """Note an event; of previews the last one is kept."""
-        if kind == "preview":
-            self.preview = (self.preview[0] + 1, values)
-            return
-        self.progress = max(self.progress, values["progress"])
-        self.events.append(values)
-
-    def watch(self) -> None:
-        """Someone looks on."""
-        self.watched_at = time.monotonic()
-
-    def watched(self) -> bool:
-        return time.monotonic() - self.watched_at < WATCHED_SECONDS
-
-    @property
-    def proven(self) -> bool:
-        """Whether it has got further than any start before."""
-        return self.making is not None and self.making.saved
-
-    @property
-    def seconds_left(self) -> float:
-        """As planned until there is something to measure."""
-        spent = time.monotonic() - self.started
-        if self.progress < 5:
-            return max(0.5, self.expected - spent)
-        return spent * (100 - self.progress) / self.progress
 
 
 class Runs:
@@ -260,7 +213,9 @@ class Runs:
         """
         kept = False
         try:
-            if not isinstance(error, Paused) and not (self.stopping and was_stopped(error)):
+            if not isinstance(error, Paused) and not (
+                self.stopping and isinstance(error, Cancelled)
+            ):
                 self._write(live, error)
         except SQLAlchemyError as failure:
             kept = trouble_of(failure) is not None and not self.stopping
@@ -291,7 +246,7 @@ class Runs:
 
     def _note(self, video: Video, live: Live, error: BaseException | None) -> None:
         if error is not None:
-            video.status, video.error = FAILED, error_of(error)
+            video.status, video.error = FAILED, _error_of(error)
             level = logging.INFO if isinstance(error, KinemaError) else logging.ERROR
             log.log(level, "video %s failed: %s", video.id, error, exc_info=error)
             return
@@ -305,12 +260,7 @@ class Runs:
         video.bytes = sum(file.stat().st_size for file in folder.iterdir() if file.suffix != RUN)
 
 
-def was_stopped(error: BaseException | None) -> bool:
-    """Whether it ended because it was asked to."""
-    return isinstance(error, Cancelled)
-
-
-def error_of(error: BaseException) -> dict[str, Any]:
+def _error_of(error: BaseException) -> dict[str, Any]:
     """A failed video's error, without what is inside for one that was not expected."""
     if isinstance(error, Cancelled):
         return {"code": "cancelled", "message": "the video was cancelled"}

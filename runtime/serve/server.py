@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -87,7 +86,6 @@ class Server:
         self.runs.stop()
         self.janitor.stop()
         self.webhooks.stop()
-        self.fetcher.close()
         self.store.close()
         os.close(self._lock_file)
 
@@ -239,11 +237,6 @@ class Server:
             before = neighbours(self.folder(id), order, parts[0].overlap, fps)
         plan = engine.plan(order.request(presets, parts[0], self.folder(id), before))
         return (plan.seconds or 0.0) * len(parts)
-
-
-def random_seed() -> int:
-    """For a request that names none."""
-    return secrets.randbelow(2**31)
 
 
 def full(message: str) -> APIError:

@@ -8,12 +8,10 @@ from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text, fu
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from .errors import APIError
-from .tables import Base
+from .tables import Base, page_of
 
 QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
 PENDING = (QUEUED, IN_PROGRESS)
-MAX_PAGE = 100
-PAGE = 20
 MAX_ANCESTORS = 64
 
 
@@ -111,13 +109,9 @@ def page(
     session: Session, owner: str, after: str | None, limit: int, newest_first: bool
 ) -> tuple[list[Video], bool]:
     """At most `limit` of the owner's, those that follow `after`, and whether there are more."""
-    query = select(Video).where(Video.owner == owner)
-    if after is not None:
-        number = find(session, owner, after).number
-        query = query.where(Video.number < number if newest_first else Video.number > number)
-    query = query.order_by(Video.number.desc() if newest_first else Video.number)
-    found = list(session.scalars(query.limit(limit + 1)))
-    return found[:limit], len(found) > limit
+    last = None if after is None else find(session, owner, after).number
+    own = select(Video).where(Video.owner == owner)
+    return page_of(session, own, Video.number, last, limit, newest_first)
 
 
 def waiting(session: Session, owner: str | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import kinema
-from kinema.export import exporting, verify
+from kinema.export import verify
 from kinema.export.options import as_options
 from kinema.runtime.cli import run
 from kinema.runtime.errors import KinemaError, UsageError
@@ -188,13 +189,19 @@ def test_the_command_writes_and_says_what(tmp_path, capsys, monkeypatch):
     assert "--force" in capsys.readouterr().err
 
 
-def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
-    def without(*_):
-        raise ImportError(name="onnxscript")
-
-    monkeypatch.setattr(exporting, "import_module", without)
-    with pytest.raises(KinemaError, match=r"onnxscript: pip install 'kinema\[export\]'"):
-        kinema.export(None, "onnx", tmp_path / "engines")
+@pytest.mark.parametrize("package", ["onnx_ir", "onnxruntime", "onnxscript"])
+@pytest.mark.parametrize(("to", "extra"), [("onnx", "export"), ("tensorrt", "tensorrt")])
+def test_packages_that_are_missing_are_named(tmp_path, monkeypatch, package, to, extra):
+    """Where Python finds none of them, as after `pip install kinema`."""
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [name for name in sys.modules if name.startswith("kinema.export.")]:
+        if name not in ("kinema.export.exporting", "kinema.export.options"):
+            monkeypatch.delitem(sys.modules, name)
+            monkeypatch.delattr(kinema.export, name.rpartition(".")[2])
+    arch = ["sm_89"] if to == "tensorrt" else []
+    with pytest.raises(KinemaError, match=rf"{package}: pip install 'kinema\[{extra}\]'"):
+        kinema.export(None, to, tmp_path / "engines", arch=arch)
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_a_link_leads_to_is_replaced(copied, tmp_path):

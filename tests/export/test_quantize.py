@@ -259,4 +259,4 @@ def test_an_opset_that_cannot_say_it_is_refused(checkpoint):
 
 def test_formats_are_those_of_the_kernels():
     assert LARGEST == {"fp8": 448.0, "int8": 127.0}
-    assert eight_bits.RANGES.keys() == LARGEST.keys()
+    assert eight_bits.LEAST == {"fp8": -448.0, "int8": -128.0}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from kinema.export import monitor
 from kinema.export import tensorrt as building
 from kinema.runtime.errors import Cancelled, KinemaError, UsageError
 from kinema.runtime.graphs import tensorrt_machine
@@ -119,16 +120,13 @@ def test_options_reach_the_builder(tmp_path):
     builder = trt.Builder(listener(trt))
     for streaming in (False, True):
         config = builder.create_builder_config()
-        building._set_options(trt, config, RTX, streaming, 1 << 20)
+        building._set_options(trt, config, RTX, streaming)
         assert not config.get_flag(trt.BuilderFlag.TF32)
         assert config.get_flag(trt.BuilderFlag.WEIGHT_STREAMING) == streaming
         assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION) != streaming
-        assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 20
     plain, _ = build(product(tmp_path), ["sm_89"])
     streamed, _ = build(product(tmp_path), ["sm_89"], weight_streaming=True)
     assert streamed.layers == plain.layers
-    with pytest.raises(KinemaError, match="within workspace limit"):
-        build(product(tmp_path), ["sm_89"], weight_streaming=True, workspace_bytes=1 << 20)
 
 
 def quantized(folder, dtype, largest):
@@ -219,11 +217,6 @@ def test_what_cannot_be_parsed_names_the_node(tmp_path):
     assert not file.with_suffix(".engine").exists()
 
 
-def test_bad_sizes_of_a_workspace_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="workspace is 0 bytes"):
-        build(product(tmp_path), workspace_bytes=0)
-
-
 @pytest.mark.parametrize("error", [Cancelled("stopped"), KeyboardInterrupt()])
 def test_what_progress_raises_stops_the_build(tmp_path, error):
     def stop(done):
@@ -238,7 +231,7 @@ def test_what_progress_raises_stops_the_build(tmp_path, error):
 def test_a_signal_waits_for_tensorrt_to_return():
     """It drops what a callback raises: a handler may raise only after."""
     seen = []
-    with pytest.raises(KeyboardInterrupt), building.signals_kept(lambda: seen.append("stop")):
+    with pytest.raises(KeyboardInterrupt), monitor.signals_kept(lambda: seen.append("stop")):
         signal.raise_signal(signal.SIGINT)
         seen.append("returned")
     assert seen == ["stop", "returned"]

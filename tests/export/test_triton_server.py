@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -125,6 +126,12 @@ def test_what_does_not_apply_is_refused_and_an_export_is_not_replaced_unasked(re
 
 
 # ---- the model -----------------------------------------------------------------------------------
+
+
+def test_the_model_reads_what_the_config_names(model):
+    own = type(model).initialize.__globals__
+    assert {**own["TEXTS"], **own["NUMBERS"]}.keys() == {tensor.name for tensor in INPUTS}
+    assert inspect.signature(kinema.load).parameters.keys() >= set(PARAMETERS)
 
 
 def test_every_output_is_that_of_the_engine(model):

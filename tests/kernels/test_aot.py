@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kinema.kernels import aot, dispatch
+from kinema.kernels._compilations import WGMMA, Compilation
 
 KEYS = {"op", "config", "default", "arch", "registers", "spills", "shared", "instructions"}
 GOOD = {
@@ -58,7 +59,7 @@ def test_default_configurations_pass(checked) -> None:
     ],
 )
 def test_what_fails(change, message) -> None:
-    needs = {("attention", "bf16"): aot.WGMMA}
+    needs = {("attention", "bf16"): WGMMA}
     assert aot.failures([GOOD], needs) == []
     (line,) = aot.failures([{**GOOD, **change}], needs)
     assert message in line
@@ -82,7 +83,7 @@ def test_an_error_is_told_with_its_innermost_cause() -> None:
 def test_compiles_once_what_is_the_same_and_keeps_no_errors(monkeypatch, tmp_path) -> None:
     good, bad = (SimpleNamespace(cache_key=key) for key in ("good", "bad"))
     found = tuple(
-        aot.Compilation("attention", config, kernel, {}, default=("sm_90",))
+        Compilation("attention", config, kernel, {}, default=("sm_90",))
         for config, kernel in (("one", good), ("other", good), ("broken", bad))
     )
     compiled = []

@@ -7,7 +7,9 @@ import torch
 
 from kinema import kernels
 from kinema.kernels import dispatch, reference, torch_backend
-from kinema.kernels.attention import Config, configs, describable, run
+from kinema.kernels._chip import describable
+from kinema.kernels._softmax import Config
+from kinema.kernels.attention import configs, run
 
 POINTERS = Config(32, 16, 4, 1)
 DESCRIPTORS = POINTERS._replace(descriptors=True)

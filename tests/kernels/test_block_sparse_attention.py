@@ -9,7 +9,7 @@ import torch
 
 from kinema import kernels
 from kinema.kernels import reference, torch_backend
-from kinema.kernels.attention import Config
+from kinema.kernels._softmax import Config
 from kinema.kernels.attention import run as run_dense
 from kinema.kernels.block_sparse_attention import configs, run
 from kinema.kernels.tiles import best_tile, sliding_tiles, tile_mask, tile_rows

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from kinema.kernels import cli, dispatch, torch_backend
+from kinema.kernels import _requirements, cli, dispatch, torch_backend
 
 
 def test_takes_the_first_that_works_and_says_so(caplog) -> None:
@@ -35,7 +35,7 @@ def test_says_that_no_gpu_is_there() -> None:
 
 def test_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    monkeypatch.setattr(_requirements, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install triton"):
         dispatch.choose("gate_residual", "cuda", "triton")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kinema import kernels
-from kinema.kernels import reference
+from kinema.kernels import dispatch, reference
 from kinema.kernels._quantize import quantize_heads, quantize_rows
-from kinema.kernels.attention import Config
+from kinema.kernels._softmax import Config
 from kinema.kernels.formats import FORMATS, KEY_BLOCK, Quantized, dequantize, quantize_tokens
 from kinema.kernels.quantized_attention import configs, run, transpose_heads
 
@@ -36,6 +36,15 @@ def test_parity(to, descriptors, length) -> None:
     error = (out.double() - truth).abs()
     assert error.max() <= bound
     assert error.square().mean().sqrt() <= bound / 4
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_is_a_backend_of_attention(to) -> None:
+    backends = {entry.name: entry for entry in dispatch.backends("attention")}
+    query, key, value = heads(2, 2, 40)
+    found = backends[f"triton-{to}"].load()(query, key, value, scale=0.25)
+    wanted = reference.quantized_attention(query, key, value, scale=0.25, to=to)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import diffusers
@@ -107,11 +106,11 @@ def random_vae(config: dict[str, Any]) -> torch.nn.Module:
     return vae.eval()
 
 
-@cache
 def text_parts() -> dict[str, Any]:
-    folder = Path(mkdtemp())
-    write_tokenizer(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    """New ones every time: a pipeline's `to` converts its parts in place."""
+    with TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(2)
     config = transformers.UMT5Config(
         vocab_size=len(tokenizer), d_model=TEXT_DIM, d_kv=8, d_ff=40, num_layers=2, num_heads=3
@@ -119,7 +118,6 @@ def text_parts() -> dict[str, Any]:
     return {"tokenizer": tokenizer, "text_encoder": transformers.UMT5EncoderModel(config).eval()}
 
 
-@cache
 def image_parts() -> dict[str, Any]:
     torch.manual_seed(3)
     config = transformers.CLIPVisionConfig(

@@ -64,7 +64,7 @@ def trained_pair() -> Pair:
     config = WanConfig.from_dict(json.loads((EMBEDDED / "config.json").read_text()))
     native = weights.load(lambda: WanTransformer(config), EMBEDDED, config.weight_table())
     reference = diffusers.WanTransformer3DModel.from_pretrained(
-        EMBEDDED, torch_dtype=torch.float32, use_safetensors=True
+        EMBEDDED, dtype=torch.float32, use_safetensors=True
     )
     return Pair(reference.eval(), native)
 

@@ -215,11 +215,11 @@ def test_bfloat16_is_no_worse_than_the_reference(tmp_path):
     build(variant).to(torch.bfloat16).save_pretrained(tmp_path)
     classes = {"vae": diffusers.AutoencoderKLWan, "image_encoder": transformers.CLIPVisionModel}
     for name, model in classes.items():
-        kept[name] = model.from_pretrained(tmp_path / name, torch_dtype=torch.float32)
+        kept[name] = model.from_pretrained(tmp_path / name, dtype=torch.float32)
     trajectories = []
     for dtype in (torch.float32, torch.bfloat16):
         pipeline = diffusers.WanImageToVideoPipeline.from_pretrained(
-            tmp_path, **kept, torch_dtype=dtype
+            tmp_path, **kept, dtype=dtype
         )
         pipeline.set_progress_bar_config(disable=True)
         trajectories.append(reference_run(pipeline, variant)[0])

@@ -19,7 +19,7 @@ from kinema.runtime.media.video import read_info
 from kinema.runtime.profiling import ceilings as ceilings_module
 from kinema.runtime.profiling import report as reports
 from kinema.runtime.profiling import what_if
-from kinema.runtime.profiling.operators import GAPS, HIDDEN, PRODUCTS
+from kinema.runtime.profiling.classes import GAPS, HIDDEN, PRODUCTS
 from kinema.runtime.profiling.report import Profile, classes_of
 from kinema.runtime.sessions.session import Session
 

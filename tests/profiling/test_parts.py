@@ -15,6 +15,14 @@ from kinema.runtime.profiling import ceilings as ceilings_module
 from kinema.runtime.profiling import kineto, memory, operators
 from kinema.runtime.profiling.attribution import StepCalls, Timed, Watching, _by_kernels, split
 from kinema.runtime.profiling.ceilings import Ceilings
+from kinema.runtime.profiling.classes import (
+    ATTENTION,
+    CONVOLUTIONS,
+    COPIES,
+    ELEMENTWISE,
+    GAPS,
+    PRODUCTS,
+)
 from kinema.runtime.profiling.operators import Call
 from kinema.runtime.profiling.spans import BESIDE, MAIN, WAIT, Span, exclusive
 from kinema.runtime.profiling.watch import Stopwatch
@@ -109,18 +117,18 @@ PICTURE, KERNEL = torch.ones(1, 4, 6, 6), torch.ones(8, 4, 3, 3)
 HEADS = torch.ones(2, 3, 5, 8)
 PRODUCT = 2 * 10 * 8 * 16
 CALLS = [
-    ("aten.linear", lambda: F.linear(X, WEIGHT, BIAS), operators.PRODUCTS, PRODUCT),
-    ("aten.addmm", lambda: torch.addmm(BIAS, X[0], WEIGHT.T), operators.PRODUCTS, PRODUCT // 2),
-    ("aten.bmm", lambda: torch.bmm(X, X.mT), operators.PRODUCTS, 2 * 2 * 5 * 8 * 5),
+    ("aten.linear", lambda: F.linear(X, WEIGHT, BIAS), PRODUCTS, PRODUCT),
+    ("aten.addmm", lambda: torch.addmm(BIAS, X[0], WEIGHT.T), PRODUCTS, PRODUCT // 2),
+    ("aten.bmm", lambda: torch.bmm(X, X.mT), PRODUCTS, 2 * 2 * 5 * 8 * 5),
     (
         "aten.scaled_dot_product_attention",
         lambda: F.scaled_dot_product_attention(HEADS, HEADS[:, :, :3], HEADS[:, :, :3]),
-        operators.ATTENTION,
+        ATTENTION,
         4 * 2 * 3 * 5 * 3 * 8,
     ),
-    ("aten.conv2d", lambda: F.conv2d(PICTURE, KERNEL), operators.CONVOLUTIONS, 2 * 8 * 16 * 36),
-    ("aten.mul", lambda: X * 2.0, operators.ELEMENTWISE, 0),
-    ("aten.cat", lambda: torch.cat([X, X]), operators.COPIES, 0),
+    ("aten.conv2d", lambda: F.conv2d(PICTURE, KERNEL), CONVOLUTIONS, 2 * 8 * 16 * 36),
+    ("aten.mul", lambda: X * 2.0, ELEMENTWISE, 0),
+    ("aten.cat", lambda: torch.cat([X, X]), COPIES, 0),
 ]
 
 
@@ -135,7 +143,7 @@ def test_packed_layers_are_products() -> None:
         pytest.skip("this build of PyTorch has no packed layers")
     layer = pack.PackedLinear(torch.nn.Linear(8, 16), gelu=True)
     call = only(lambda: layer(X))
-    assert (call.kind, call.flops) == (operators.PRODUCTS, PRODUCT)
+    assert (call.kind, call.flops) == (PRODUCTS, PRODUCT)
     assert call.bytes >= X.nbytes + 2 * 5 * 16 * 4
 
 
@@ -144,19 +152,19 @@ def test_our_own_operators_are_known() -> None:
 
     x, weight = torch.ones(2, 6, 16), torch.ones(32, 16)
     call = only(lambda: kernels.linear_gelu(x, weight))
-    assert (call.kind, call.flops) == (operators.PRODUCTS, 2 * 12 * 16 * 32)
+    assert (call.kind, call.flops) == (PRODUCTS, 2 * 12 * 16 * 32)
     heads = torch.ones(1, 2, 6, 16)
     call = only(lambda: kernels.attention(heads, heads, heads))
-    assert (call.kind, call.flops) == (operators.ATTENTION, 4 * 2 * 6 * 6 * 16)
+    assert (call.kind, call.flops) == (ATTENTION, 4 * 2 * 6 * 6 * 16)
     y, gate = torch.zeros(2, 6, 16), torch.ones(1, 1, 16)
     call = only(lambda: kernels.gate_residual(x, y, gate))
-    assert call.kind == operators.ELEMENTWISE
+    assert call.kind == ELEMENTWISE
     latents, rows = torch.ones(1, 4, 1, 4, 4), torch.ones(32, 16)
     call = only(lambda: kernels.patchify(latents, (1, 2, 2), rows))
-    assert (call.kind, call.flops) == (operators.PRODUCTS, 2 * 4 * 16 * 32)
+    assert (call.kind, call.flops) == (PRODUCTS, 2 * 4 * 16 * 32)
     tokens = torch.ones(1, 1, 2, 2, 32)
     call = only(lambda: kernels.unpatchify(tokens, (1, 2, 2), torch.ones(16, 32)))
-    assert (call.kind, call.flops) == (operators.PRODUCTS, 2 * 4 * 16 * 32)
+    assert (call.kind, call.flops) == (PRODUCTS, 2 * 4 * 16 * 32)
 
 
 def test_bytes_are_read_and_written_once() -> None:
@@ -173,7 +181,7 @@ def test_bytes_are_read_and_written_once() -> None:
 def test_views_do_nothing() -> None:
     calls = seen(lambda: X.transpose(0, 1).unsqueeze(0).flatten(0, 1).to(torch.float32))
     assert len(calls) == 4 and {call.kind for call in calls} == {None}
-    assert only(lambda: X.transpose(0, 1).contiguous()).kind == operators.COPIES
+    assert only(lambda: X.transpose(0, 1).contiguous()).kind == COPIES
 
 
 # ---- kernels of a GPU ----------------------------------------------------------------------------
@@ -218,23 +226,23 @@ def test_kernels_belong_to_the_call_that_launched_them() -> None:
 def test_a_device_is_told_by_kernels_one_after_the_other() -> None:
     """The host has asked for the second call while the first is worked on."""
     watching = Watching(on_device=True)
-    product = Call("aten.mm", operators.PRODUCTS, 1000, 10, "float32")
+    product = Call("aten.mm", PRODUCTS, 1000, 10, "float32")
     watching.seen = [Timed(product, 10.0, 0.0), Timed(product, 10.1, 0.0)]
     profile = kineto.Profile({0: 0.5, 1: 0.25}, [kineto.Kernel("fmha", 900.0, 0.125)])
     found = _by_kernels(StepCalls(2.0, 10.0), watching, profile)
     assert [(one.start, one.seconds) for one in found] == [(10, 0.5), (10.5, 0.25), (10.75, 0.125)]
-    assert found[-1].call.kind == operators.ATTENTION and found[-1].call.flops == 0
+    assert found[-1].call.kind == ATTENTION and found[-1].call.flops == 0
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("void flash_fwd_kernel<bf16>", operators.ATTENTION),
-        ("cutlass3x_sm90_tensorop_gemm", operators.PRODUCTS),
-        ("nvjet_tst_128x256", operators.PRODUCTS),
-        ("cudnn_conv3d_implicit_gemm", operators.CONVOLUTIONS),
-        ("Memcpy DtoD (Device -> Device)", operators.COPIES),
-        ("triton_poi_fused_add_mul", operators.ELEMENTWISE),
+        ("void flash_fwd_kernel<bf16>", ATTENTION),
+        ("cutlass3x_sm90_tensorop_gemm", PRODUCTS),
+        ("nvjet_tst_128x256", PRODUCTS),
+        ("cudnn_conv3d_implicit_gemm", CONVOLUTIONS),
+        ("Memcpy DtoD (Device -> Device)", COPIES),
+        ("triton_poi_fused_add_mul", ELEMENTWISE),
     ],
 )
 def test_kernels_by_name(name: str, kind: str) -> None:
@@ -255,17 +263,17 @@ def test_a_floor_is_the_longer_of_computing_and_moving() -> None:
 
 def test_gaps_are_what_operators_leave_of_a_plain_step() -> None:
     calls = [
-        Timed(Call("aten.mm", operators.PRODUCTS, 1000, 10, "float32"), 0.0, 0.3),
+        Timed(Call("aten.mm", PRODUCTS, 1000, 10, "float32"), 0.0, 0.3),
         Timed(Call("aten.view", None, 0, 0, "float32"), 0.4, 0.1),
-        Timed(Call("aten.add", operators.ELEMENTWISE, 0, 10, "float32"), 0.5, 0.1),
+        Timed(Call("aten.add", ELEMENTWISE, 0, 10, "float32"), 0.5, 0.1),
     ]
     classes, scale = split(StepCalls(2.0, 0.0, calls), 1.0, CEILINGS)
-    assert scale == 1 and classes[operators.GAPS]["seconds"] == pytest.approx(0.6)
-    assert classes[operators.PRODUCTS] == {
+    assert scale == 1 and classes[GAPS]["seconds"] == pytest.approx(0.6)
+    assert classes[PRODUCTS] == {
         "count": 1, "seconds": 0.3, "flops": 1000, "bytes": 10, "floor_seconds": 1e-6,
     }  # fmt: skip
     classes, scale = split(StepCalls(2.0, 0.0, calls), 0.2, CEILINGS)
-    assert scale == pytest.approx(0.5) and classes[operators.GAPS]["seconds"] == 0
+    assert scale == pytest.approx(0.5) and classes[GAPS]["seconds"] == 0
     assert sum(one["seconds"] for one in classes.values()) == pytest.approx(0.2)
 
 

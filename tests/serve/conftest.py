@@ -40,6 +40,7 @@ class Served:
             self.port = free.getsockname()[1]
         self.data, self.options, self.log = data, options, data.with_suffix(".log")
         self.process: subprocess.Popen | None = None
+        self.clients: list[openai.OpenAI] = []
         self.start()
 
     @property
@@ -54,8 +55,8 @@ class Served:
             self.process = subprocess.Popen(command, stderr=log, env=environment)
         for _ in range(600):
             try:
-                urllib.request.urlopen(f"{self.url}/healthz", timeout=5)
-                return
+                with urllib.request.urlopen(f"{self.url}/healthz", timeout=5):
+                    return
             except OSError:
                 assert self.process.poll() is None, self.log.read_text()[-3000:]
                 time.sleep(0.1)
@@ -66,7 +67,9 @@ class Served:
         return self.process.wait(60)
 
     def client(self, key: str = "none", **options) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+        options = {"base_url": f"{self.url}/v1", "api_key": key, "max_retries": 0, **options}
+        self.clients.append(openai.OpenAI(**options))
+        return self.clients[-1]
 
     def wait(self, *ids: str) -> list:
         """Videos, once they are done."""
@@ -77,6 +80,8 @@ class Served:
 def start(data: Path, *options: str) -> Iterator[Served]:
     served = Served(data, *options)
     yield served
+    for client in served.clients:
+        client.close()
     if served.process.poll() is None:
         served.kill(signal.SIGTERM)
 

@@ -121,16 +121,9 @@ def test_a_paused_video_of_parts_ends_as_if_it_had_not_been(engine, tmp_path):
     assert not (tmp_path / "paused" / SOURCE).exists()
 
 
-class Receiver(HTTPServer):
+class Listening(BaseHTTPRequestHandler):
     """Hears webhooks; the first time it says that it did not."""
 
-    def __init__(self) -> None:
-        self.heard: list[tuple[dict, bytes]] = []
-        super().__init__(("127.0.0.1", 0), Listening)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Listening(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.heard.append((dict(self.headers), body))
@@ -141,11 +134,26 @@ class Listening(BaseHTTPRequestHandler):
         pass
 
 
-def test_webhooks_are_signed_and_told_again(tmp_path, monkeypatch):
+@pytest.fixture
+def receiver():
+    with HTTPServer(("127.0.0.1", 0), Listening) as server:
+        server.heard = []
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(f"sqlite:///{tmp_path / 'a.db'}")
+    made.upgrade()
+    yield made
+    made.close()
+
+
+def test_webhooks_are_signed_and_told_again(store, receiver, monkeypatch):
     monkeypatch.setattr(webhooks, "wait_after", lambda tries: 0)
     monkeypatch.setattr(webhooks, "LOOK_EVERY", 0.05)
-    store, receiver = Store(f"sqlite:///{tmp_path / 'a.db'}"), Receiver()
-    store.upgrade()
     hooks = webhooks.Webhooks(store, Limits(), allow_private=True)
     url = f"http://localhost:{receiver.server_port}/told"
     _, secret = hooks.add_endpoint("me", "mine", url, ["video.completed"])
@@ -158,7 +166,6 @@ def test_webhooks_are_signed_and_told_again(tmp_path, monkeypatch):
     while len(receiver.heard) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     hooks.stop()
-    receiver.shutdown()
     (before, body), (again, same) = receiver.heard
     assert body == same and before["webhook-id"] == again["webhook-id"]
     client = openai.OpenAI(api_key="none", webhook_secret=secret)
@@ -168,9 +175,7 @@ def test_webhooks_are_signed_and_told_again(tmp_path, monkeypatch):
         client.webhooks.unwrap(body + b" ", again)
 
 
-def test_webhooks_do_not_call_this_machine_unless_allowed(tmp_path):
-    store = Store(f"sqlite:///{tmp_path / 'a.db'}")
-    store.upgrade()
+def test_webhooks_do_not_call_this_machine_unless_allowed(store):
     hooks = webhooks.Webhooks(store, Limits())
     for host in ("127.0.0.1", "localhost", "169.254.169.254", "10.0.0.1", "[::1]", "0.0.0.0"):
         with pytest.raises(kinema.UsageError, match=r"public|private|address"):
@@ -196,7 +201,8 @@ def test_a_first_frame_comes_as_a_file_or_in_a_url(engine, tmp_path):
             video = finished(client, answer.json()["id"])
             assert video["status"] == "completed", video["error"]
             stored = tmp_path / "data" / "videos" / video["id"] / "reference.png"
-            assert Image.open(stored).size == (96, 64)
+            with Image.open(stored) as image:
+                assert image.size == (96, 64)
         for wrong in ({"image_url": url, "file_id": "f"}, {}, "text", {"image_url": 1}, [url]):
             refused = client.post("/v1/videos", json={**form, "input_reference": wrong})
             assert refused.status_code == 400

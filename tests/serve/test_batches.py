@@ -14,9 +14,16 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 from sqlalchemy import func, select, update
 
 import kinema
-from kinema.runtime.serve import Settings, batch_files, batches, create_app, files, ordering
+from kinema.runtime.serve import (
+    Settings,
+    batch_files,
+    batch_results,
+    batches,
+    create_app,
+    files,
+    ordering,
+)
 from kinema.runtime.serve.batches import Batch, BatchLine
-from kinema.runtime.serve.batching import Batching
 from kinema.runtime.serve.limits import Limits
 from kinema.runtime.serve.server import Server
 from kinema.runtime.serve.videos import Video
@@ -280,7 +287,7 @@ KILLS = {
     "before a line is accepted": (ordering, "create", False),
     "after a line was accepted": (ordering, "create", True),
     "after its files were written": (files, "stored", True),
-    "before it is told": (Batching, "_end", True),
+    "before it is told": (batch_results, "_end", True),
 }
 
 

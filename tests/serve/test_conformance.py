@@ -68,7 +68,7 @@ class Waiting:
 @pytest.fixture(scope="module", params=["sync", "async"])
 def connect(request):
     """`connect(url, key, heard=None, **options)`: a client; every answer is told to `heard`."""
-    loop = asyncio.new_event_loop()
+    loop, clients = asyncio.new_event_loop(), []
 
     def make(url: str, key: str = "none", heard=None, **options):
         async def hear(answer):
@@ -79,13 +79,17 @@ def connect(request):
             if heard is not None:
                 hooks = {"response": [heard]}
                 options["http_client"] = openai.DefaultHttpxClient(event_hooks=hooks)
-            return openai.OpenAI(**options)
+            clients.append(openai.OpenAI(**options))
+            return clients[-1]
         if heard is not None:
             hooks = {"response": [hear]}
             options["http_client"] = openai.DefaultAsyncHttpxClient(event_hooks=hooks)
-        return Waiting(openai.AsyncOpenAI(**options), loop)
+        clients.append(Waiting(openai.AsyncOpenAI(**options), loop))
+        return clients[-1]
 
     yield make
+    for client in clients:
+        client.close()
     loop.close()
 
 

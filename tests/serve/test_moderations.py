@@ -137,6 +137,7 @@ def test_what_is_worked_on_counts_with_the_prompt(app, monkeypatch):
         assert refused.value.code == "moderation_blocked"
     alone = server.accept("me", "video_4", "sora-2", undressed, **keep, source=None)
     assert alone.status == "queued"
+    server.store.close()  # nothing was started
 
 
 def test_an_unknown_level_is_refused(tmp_path):

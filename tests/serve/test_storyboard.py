@@ -19,8 +19,9 @@ from kinema.runtime.errors import UsageError
 from kinema.runtime.media.video import read_info
 from kinema.runtime.requests.clips import open_frames
 from kinema.runtime.serve import Settings, create_app
-from kinema.runtime.serve.making import Making, fade_in, fade_out
+from kinema.runtime.serve.making import Making
 from kinema.runtime.serve.orders import Order, parts_of, settle
+from kinema.runtime.serve.soundtrack import fade_in, fade_out
 
 LEFT, RIGHT = "a red ball moves left", "a red ball moves right"
 SHOTS = [{"start": 0, "prompt": LEFT}, {"start": 1, "prompt": RIGHT}]
@@ -156,7 +157,7 @@ def test_all_ways_to_write_a_storyboard_are_one(client):
         ([SHOTS[0], {"start": 2, "prompt": "x"}], "has 2 seconds"),
         ([{"start": -1, "prompt": "x"}], "equal to 0"),
         ([{"start": "soon", "prompt": "x"}], "number"),
-        ([{"start": 0, "prompt": "  "}], "says nothing"),
+        ([{"start": 0, "prompt": "  "}], "it is empty"),
         ([{"start": 0}], "required"),
         ([{"start": 0, "prompt": "x", "length": 2}], "start, prompt"),
         ([], "at least 1"),

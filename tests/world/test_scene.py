@@ -55,7 +55,7 @@ def test_bounces_touch_one_floor_at_their_contacts():
         assert len(contacts) >= 2 and contacts[0] >= 1 and contacts[-1] <= NUM_FRAMES - 1
         assert np.allclose(np.diff(contacts), scene.period, atol=1e-4)
         y = scene.centres()[:, 1]
-        assert y.max() <= scene.start[1] + 1e-3 and y.max() + scene.half_extent > HORIZON
+        assert y.max() <= scene.start[1] + 1e-3 and y.max() + 0.9 * scene.radius > HORIZON
         fastest = 4 * scene.height / scene.period  # px per frame, at the floor
         for time in contacts:
             near = np.abs(np.arange(NUM_FRAMES) - time) <= 0.5
@@ -68,6 +68,12 @@ def test_contacts_and_centres_of_a_shorter_clip_are_the_first_of_the_longer():
         for scene in scenes(motion, 5):
             assert np.array_equal(scene.centres(17), scene.centres(33)[:17])
             assert np.array_equal(scene.contacts(17), scene.contacts(33)[scene.contacts(33) <= 16])
+
+
+@pytest.mark.parametrize("name", ["shape", "color", "motion", "background", "camera"])
+def test_what_the_world_has_not_is_refused(name):
+    with pytest.raises(ValueError, match=r"no 'tilted' among \w+"):
+        sample_scene(np.random.default_rng(0), **{name: "tilted"})
 
 
 def test_what_is_given_stays_and_the_seed_decides_the_rest():

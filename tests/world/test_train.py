@@ -1,11 +1,18 @@
 """Training: a killed run goes on where it stood, and what it draws covers every task."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+import kinema
+from kinema.runtime.checkpoints.checkpoint import EMBEDDED_FOLDER
+from kinema.world import train, train_transformer, train_vae
 from kinema.world.optim import Muon, orthogonal_update, trapezoid
 from kinema.world.run import Process, Run
+from kinema.world.scene import SIZE
+from kinema.world.sound import SAMPLES_PER_FRAME
 from kinema.world.train_transformer import SOUND_LAG, draw_sigmas, rows_of, training_scene
 
 
@@ -111,3 +118,17 @@ def test_held_out_combinations_are_never_drawn():
     scenes = [training_scene(rng) for _ in range(300)]
     assert not any(held_out(s.color, s.shape, s.motion) for s in scenes)
     assert {s.motion for s in scenes} == {"left", "right", "up", "down", "bounce", "still"}
+
+
+def test_a_written_checkpoint_is_laid_out_as_the_one_that_ships_and_opens(tmp_path):
+    statistics = {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
+    model, codec = train_transformer.Generator(), train_transformer.fit_sound(clips=8)
+    train.write_checkpoint(tmp_path, train_vae.new_vae(), statistics, model, codec)
+    for name in ("model_index.json", "vocabulary.json", "transformer/config.json"):
+        assert json.loads((tmp_path / name).read_text()) == json.loads(
+            (EMBEDDED_FOLDER / name).read_text()
+        )
+    with kinema.load(tmp_path, "cpu") as engine:
+        video = engine.generate(train.EXAMPLES[0], num_frames=5, num_inference_steps=1)
+    assert video.frames.shape == (5, SIZE, SIZE, 3)
+    assert len(video.audio) == 5 * SAMPLES_PER_FRAME

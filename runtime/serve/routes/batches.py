@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends
 from pydantic import Field
 
 from .. import answers as told
 from .. import batches
 from ..asked import Fields
-from .common import ERRORS, Owner, Serving, answers, body_of, documented
+from .common import (
+    ERRORS,
+    JSON_ONLY,
+    PAGE,
+    After,
+    Id,
+    Limit,
+    Owner,
+    Serving,
+    answers,
+    body_of,
+    documented,
+    page,
+)
 from .files import HOUR, ExpiresAfter
 
 router = APIRouter(prefix="/v1/batches", responses=ERRORS)
-BatchId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]+$", max_length=80)]
-JSON_ONLY = ("application/json",)
-MAX_PAGE, PAGE = 100, 20
 KEEP_SECONDS = 24 * HOUR
 Key = Annotated[str, Field(max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
@@ -55,31 +65,25 @@ def create_batch(
 def list_batches(
     server: Serving,
     owner: Owner,
-    after: Annotated[str | None, Query(pattern="^[A-Za-z0-9_-]+$", max_length=80)] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE,
+    after: After = None,
+    limit: Limit = PAGE,
 ) -> dict[str, Any]:
     """A page of the owner's batches, the newest first."""
     with server.store.session() as session:
         found, has_more = batches.page(session, owner, after, limit)
         data = batches.shown(session, found)
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
+    return page(data, has_more)
 
 
 @router.get("/{batch_id}", **answers(told.Batch))
-def retrieve_batch(server: Serving, owner: Owner, batch_id: BatchId) -> dict[str, Any]:
+def retrieve_batch(server: Serving, owner: Owner, batch_id: Id) -> dict[str, Any]:
     """A batch as it stands."""
     with server.store.session() as session:
         return batches.shown(session, [batches.find(session, owner, batch_id)])[0]
 
 
 @router.post("/{batch_id}/cancel", **answers(told.Batch))
-def cancel_batch(server: Serving, owner: Owner, batch_id: BatchId) -> dict[str, Any]:
+def cancel_batch(server: Serving, owner: Owner, batch_id: Id) -> dict[str, Any]:
     """Make nothing more of it; what is done stays, and is in its files."""
     batches.cancel(server, owner, batch_id)
     with server.store.session() as session:

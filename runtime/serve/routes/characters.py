@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends
 
 from .. import answers as told
 from .. import characters
 from ..asked import Shown
 from ..ordering import introduce
-from .common import ERRORS, Owner, Serving, answers, body_of, documented
+from .common import (
+    ERRORS,
+    PAGE,
+    After,
+    Id,
+    Limit,
+    Order,
+    Owner,
+    Serving,
+    answers,
+    body_of,
+    documented,
+    page,
+)
 
 router = APIRouter(prefix="/v1/videos/characters", responses=ERRORS)
-CharacterId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]+$", max_length=80)]
-MAX_PAGE, PAGE = 100, 20
 
 
 @router.post("", **answers(told.Character), openapi_extra=documented(Shown))
@@ -29,32 +40,26 @@ def create_character(
 def list_characters(
     server: Serving,
     owner: Owner,
-    after: Annotated[str | None, Query(pattern="^[A-Za-z0-9_-]+$", max_length=80)] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE,
-    order: Literal["asc", "desc"] = "desc",
+    after: After = None,
+    limit: Limit = PAGE,
+    order: Order = "desc",
 ) -> dict[str, Any]:
     """A page of the owner's characters, the newest first."""
     with server.store.session() as session:
         found, has_more = characters.page(session, owner, after, limit, order == "desc")
     data = [characters.as_object(character) for character in found]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
+    return page(data, has_more)
 
 
 @router.get("/{character_id}", **answers(told.Character))
-def retrieve_character(server: Serving, owner: Owner, character_id: CharacterId) -> dict[str, Any]:
+def retrieve_character(server: Serving, owner: Owner, character_id: Id) -> dict[str, Any]:
     """A character's name."""
     with server.store.session() as session:
         return characters.as_object(characters.find(session, owner, character_id))
 
 
 @router.delete("/{character_id}", **answers(told.CharacterDeleted))
-def delete_character(server: Serving, owner: Owner, character_id: CharacterId) -> dict[str, Any]:
+def delete_character(server: Serving, owner: Owner, character_id: Id) -> dict[str, Any]:
     """Remove a character; videos that it appears in stay."""
     characters.delete(server, owner, character_id)
     return {"id": character_id, "object": "character.deleted", "deleted": True}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Depends, Path, Request, Security
+from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
@@ -57,16 +57,36 @@ async def owner_of(request: Request, _described: _Key = None) -> str:
 
 Serving = Annotated[Server, Depends(serving)]
 Owner = Annotated[str, Depends(owner_of)]
-VideoId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]+$", max_length=80)]
+MAX_PAGE, PAGE = 100, 20  # things of a list that are told at once
+ID: dict[str, Any] = {"pattern": "^[A-Za-z0-9_-]+$", "max_length": 80}
+Id = Annotated[str, Path(**ID)]
+After = Annotated[str | None, Query(**ID)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Order = Literal["asc", "desc"]
+JSON_ONLY = ("application/json",)
+
+
+def page(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+    """A part of a list as clients see it; the next one begins `after` its last id."""
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": has_more,
+    }
 
 
 def body_of(model: type[Model]) -> Callable[..., Any]:
     """A dependency: the body of a request, JSON or a form, as a model."""
 
-    async def read(request: Request, owner: Owner) -> Model:
+    async def read(request: Request, owner: Owner) -> AsyncIterator[Model]:
         if not (await serving(request)).ready:
             raise APIError(503, "the server is stopping", headers={"Retry-After": "5"})
-        return check(model, await read_body(request))
+        try:
+            yield check(model, await read_body(request))
+        finally:
+            await request.close()  # the files of a form
 
     return read
 

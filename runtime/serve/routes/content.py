@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 from .. import pictures, videos
 from ..errors import APIError
 from ..making import VIDEO
-from .common import ERRORS, Owner, Serving, VideoId, answers_files
+from .common import ERRORS, Id, Owner, Serving, answers_files
 
 router = APIRouter(responses=ERRORS)
 FILES = {
@@ -28,7 +28,7 @@ FILES = {
 def content(
     server: Serving,
     owner: Owner,
-    video_id: VideoId,
+    video_id: Id,
     variant: Literal["video", "thumbnail", "spritesheet"] = "video",
 ) -> FileResponse:
     """The video, its thumbnail or its sheet of frames; parts of it by Range."""

@@ -15,10 +15,10 @@ from starlette.concurrency import run_in_threadpool
 from .. import videos
 from ..databases import trouble_of
 from ..errors import APIError
-from .common import ERRORS, Owner, Serving, VideoId
+from .common import ERRORS, Id, Owner, Serving
 
 if TYPE_CHECKING:
-    from ..runs import Live
+    from ..live import Live
     from ..server import Server
 
 router = APIRouter()
@@ -39,7 +39,7 @@ LOOK_EVERY, BEAT_EVERY = 0.1, 15.0  # seconds; a beat keeps proxies from closing
     responses={**ERRORS, 200: {"content": {"text/event-stream": {"schema": EVENT}}}},
 )
 async def events(
-    request: Request, server: Serving, owner: Owner, video_id: VideoId
+    request: Request, server: Serving, owner: Owner, video_id: Id
 ) -> StreamingResponse:
     """`video` with the whole object when its status changes, `progress` after each part of it,
     `preview` with an animated WebP while someone listens; the stream ends with the work."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import FileResponse
 from pydantic import Field, field_validator
 
@@ -15,10 +15,21 @@ from ..asked import Fields
 from ..body import is_file
 from ..errors import APIError
 from ..tables import now
-from .common import ERRORS, Owner, Serving, answers, answers_files, body_of, documented
+from .common import (
+    ERRORS,
+    After,
+    Id,
+    Order,
+    Owner,
+    Serving,
+    answers,
+    answers_files,
+    body_of,
+    documented,
+    page,
+)
 
 router = APIRouter(prefix="/v1/files", responses=ERRORS)
-FileId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]+$", max_length=80)]
 HOUR = 3600
 MAX_PAGE = 10_000
 BATCH_SECONDS = 30 * 24 * HOUR  # that files of batches stay, unless they are asked to stay longer
@@ -75,33 +86,27 @@ def create_file(
 def list_files(
     server: Serving,
     owner: Owner,
-    after: Annotated[str | None, Query(pattern="^[A-Za-z0-9_-]+$", max_length=80)] = None,
+    after: After = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
-    order: Literal["asc", "desc"] = "desc",
+    order: Order = "desc",
     purpose: Annotated[str | None, Query(pattern="^[a-z_-]+$", max_length=32)] = None,
 ) -> dict[str, Any]:
     """A page of the owner's files, the newest first."""
     with server.store.session() as session:
         found, has_more = files.page(session, owner, after, limit, order == "desc", purpose)
     data = [files.as_object(file) for file in found]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
+    return page(data, has_more)
 
 
 @router.get("/{file_id}", **answers(told.File))
-def retrieve_file(server: Serving, owner: Owner, file_id: FileId) -> dict[str, Any]:
+def retrieve_file(server: Serving, owner: Owner, file_id: Id) -> dict[str, Any]:
     """What is known of a file."""
     with server.store.session() as session:
         return files.as_object(files.find(session, owner, file_id))
 
 
 @router.delete("/{file_id}", **answers(told.FileDeleted))
-def delete_file(server: Serving, owner: Owner, file_id: FileId) -> dict[str, Any]:
+def delete_file(server: Serving, owner: Owner, file_id: Id) -> dict[str, Any]:
     """Remove a file; videos that were made of it stay."""
     files.delete(server, owner, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
@@ -112,7 +117,7 @@ def delete_file(server: Serving, owner: Owner, file_id: FileId) -> dict[str, Any
     response_class=FileResponse,
     **answers_files("application/octet-stream"),
 )
-def file_content(server: Serving, owner: Owner, file_id: FileId) -> FileResponse:
+def file_content(server: Serving, owner: Owner, file_id: Id) -> FileResponse:
     """A file as it was given; parts of it by Range."""
     with server.store.session() as session:
         file = files.find(session, owner, file_id)

@@ -22,7 +22,7 @@ from ..body import is_file
 from ..errors import APIError
 from ..making import VIDEO
 from ..tables import now
-from .common import ERRORS, Owner, Server, Serving, VideoId, answers, body_of, documented
+from .common import ERRORS, Id, Owner, Server, Serving, answers, body_of, documented
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -84,7 +84,7 @@ def create_check(
 
 
 @router.get("/v1/videos/{video_id}/provenance", **answers(told.Provenance))
-def video_provenance(server: Serving, owner: Owner, video_id: VideoId) -> dict[str, Any]:
+def video_provenance(server: Serving, owner: Owner, video_id: Id) -> dict[str, Any]:
     """All that is known of a finished video: its file's manifest and marks, read back from it, and
     the videos that it was made from."""
     with server.store.session() as session:

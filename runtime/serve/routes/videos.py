@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
@@ -11,8 +11,22 @@ from .. import answers as told
 from .. import videos
 from ..asked import Created, Edited, Extended, Remixed
 from ..ordering import create, edit, extend, remix
-from ..videos import MAX_PAGE, PAGE, Video
-from .common import ERRORS, Owner, Server, Serving, VideoId, answers, body_of, documented
+from ..videos import Video
+from .common import (
+    ERRORS,
+    MAX_PAGE,
+    PAGE,
+    After,
+    Id,
+    Order,
+    Owner,
+    Server,
+    Serving,
+    answers,
+    body_of,
+    documented,
+    page,
+)
 
 router = APIRouter(prefix="/v1/videos", responses=ERRORS)
 
@@ -45,25 +59,19 @@ def extend_video(
 def list_videos(
     server: Serving,
     owner: Owner,
-    after: Annotated[str | None, Query(pattern="^[A-Za-z0-9_-]+$", max_length=80)] = None,
+    after: After = None,
     limit: Annotated[int, Query(ge=0, le=MAX_PAGE)] = PAGE,
-    order: Literal["asc", "desc"] = "desc",
+    order: Order = "desc",
 ) -> dict[str, Any]:
     """A page of the owner's videos, the newest first."""
     with server.store.session() as session:
         found, has_more = videos.page(session, owner, after, limit, order == "desc")
     data = [server.as_object(video) for video in found]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
+    return page(data, has_more)
 
 
 @router.get("/{video_id}", **answers(told.Video))
-def retrieve_video(server: Serving, owner: Owner, video_id: VideoId) -> JSONResponse:
+def retrieve_video(server: Serving, owner: Owner, video_id: Id) -> JSONResponse:
     """A video as it stands."""
     with server.store.session() as session:
         video = videos.find(session, owner, video_id)
@@ -71,7 +79,7 @@ def retrieve_video(server: Serving, owner: Owner, video_id: VideoId) -> JSONResp
 
 
 @router.delete("/{video_id}", **answers(told.VideoDeleted))
-def delete_video(server: Serving, owner: Owner, video_id: VideoId) -> dict[str, Any]:
+def delete_video(server: Serving, owner: Owner, video_id: Id) -> dict[str, Any]:
     """Stop it before its next step if it is being made, and remove it."""
     server.delete(owner, video_id)
     return {"id": video_id, "object": "video.deleted", "deleted": True}
@@ -81,7 +89,7 @@ def delete_video(server: Serving, owner: Owner, video_id: VideoId) -> dict[str, 
 def remix_video(
     server: Serving,
     owner: Owner,
-    video_id: VideoId,
+    video_id: Id,
     body: Annotated[Remixed, Depends(body_of(Remixed))],
 ) -> JSONResponse:
     """Make a video again with another prompt: the same seed, so the same noise, size and length."""
@@ -89,7 +97,7 @@ def remix_video(
 
 
 @router.post("/{video_id}/cancel", **answers(told.Video))
-def cancel_video(server: Serving, owner: Owner, video_id: VideoId) -> JSONResponse:
+def cancel_video(server: Serving, owner: Owner, video_id: Id) -> JSONResponse:
     """Stop it before its next step; it stays, failed with the code `cancelled`."""
     return _shown(server, server.cancel(owner, video_id))
 

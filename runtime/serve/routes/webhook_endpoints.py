@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends
 from pydantic import Field
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
@@ -14,12 +14,22 @@ from ..asked import Fields
 from ..errors import APIError
 from ..tables import now
 from ..webhooks import EVENTS, WebhookEndpoint, event_of
-from .common import ERRORS, Owner, Serving, answers, body_of, documented
+from .common import (
+    ERRORS,
+    JSON_ONLY,
+    PAGE,
+    After,
+    Id,
+    Limit,
+    Owner,
+    Serving,
+    answers,
+    body_of,
+    documented,
+    page,
+)
 
 router = APIRouter(prefix="/v1", responses=ERRORS)
-EndpointId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]+$", max_length=80)]
-JSON_ONLY = ("application/json",)
-MAX_PAGE, PAGE = 100, 20
 MAX_ENDPOINTS = 100  # of one owner: each is called for every event
 HINT = 4  # characters of a secret that are shown
 
@@ -84,24 +94,18 @@ def create_endpoint(
 def list_endpoints(
     server: Serving,
     owner: Owner,
-    after: Annotated[str | None, Query(pattern="^[A-Za-z0-9_-]+$", max_length=80)] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE,
+    after: After = None,
+    limit: Limit = PAGE,
 ) -> dict[str, Any]:
     """A page of the owner's endpoints, the newest first."""
     with server.store.session() as session:
         found, has_more = _page(session, owner, after, limit)
     data = [as_object(endpoint) for endpoint in found]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": has_more,
-    }
+    return page(data, has_more)
 
 
 @router.get("/webhook_endpoints/{endpoint_id}", **answers(told.WebhookEndpoint))
-def retrieve_endpoint(server: Serving, owner: Owner, endpoint_id: EndpointId) -> dict[str, Any]:
+def retrieve_endpoint(server: Serving, owner: Owner, endpoint_id: Id) -> dict[str, Any]:
     """An endpoint, without its secret."""
     with server.store.session() as session:
         return as_object(_find(session, owner, endpoint_id))
@@ -115,7 +119,7 @@ def retrieve_endpoint(server: Serving, owner: Owner, endpoint_id: EndpointId) ->
 def update_endpoint(
     server: Serving,
     owner: Owner,
-    endpoint_id: EndpointId,
+    endpoint_id: Id,
     body: Annotated[Changed, Depends(body_of(Changed))],
 ) -> dict[str, Any]:
     """Change what is named; what was to be told before goes to the new URL."""
@@ -135,7 +139,7 @@ def update_endpoint(
 
 
 @router.delete("/webhook_endpoints/{endpoint_id}", **answers(told.WebhookEndpointDeleted))
-def delete_endpoint(server: Serving, owner: Owner, endpoint_id: EndpointId) -> dict[str, Any]:
+def delete_endpoint(server: Serving, owner: Owner, endpoint_id: Id) -> dict[str, Any]:
     """Tell it nothing more, not even what it was to be told."""
     with server.store.session() as session:
         session.delete(_find(session, owner, endpoint_id))
@@ -150,7 +154,7 @@ def delete_endpoint(server: Serving, owner: Owner, endpoint_id: EndpointId) -> d
 def rotate_secret(
     server: Serving,
     owner: Owner,
-    endpoint_id: EndpointId,
+    endpoint_id: Id,
     body: Annotated[Rotated, Depends(body_of(Rotated))],
 ) -> dict[str, Any]:
     """A new secret, shown once; the old one signs beside it for a day if that is asked for."""
@@ -168,7 +172,7 @@ def rotate_secret(
 def test_endpoint(
     server: Serving,
     owner: Owner,
-    endpoint_id: EndpointId,
+    endpoint_id: Id,
     body: Annotated[Tried, Depends(body_of(Tried))],
 ) -> dict[str, Any]:
     """Tell it of something that did not happen, now and once; the status that it answers."""
