@@ -23,9 +23,10 @@ from ..runtime.conditioning.text import MAX_TOKENS
 from ..runtime.errors import KinemaError
 from ..runtime.execution import executor as executors
 from ..runtime.planning.plan import Plan, Track
-from ..runtime.sampling.denoise import denoise, schedule_tracks
+from ..runtime.sampling.denoise import denoise
 from ..runtime.sampling.latents import initial_noise
-from ..runtime.sessions.pipeline import bind
+from ..runtime.sampling.tracks import schedule_tracks
+from ..runtime.sessions.binding import bind
 from ..runtime.vaes.decode import decode_frames
 
 PROMPT = "a red ball bounces on the grass"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..runtime.models.wan import KEEP_FP32, TEXT_LENGTH, WanConfig, WanTransformer
+from ..runtime.checkpoints.presets import TEXT_LENGTH
+from ..runtime.models.wan import KEEP_FP32, WanConfig, WanTransformer
 
 TOKENS = (42, 1)  # of the prompt and of the negative one, which is empty
 

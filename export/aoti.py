@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..kernels.operations import bind
-from ..runtime.checkpoints.hashes import file_hash
 from ..runtime.errors import KinemaError
 from ..runtime.files import reason_of
 from ..runtime.graphs.aoti import AotiRunner, machine
 from ..runtime.graphs.manifest import GraphEntry, Port
+from ..runtime.hashes import file_hash
 from .axes import find_axes, symbolic_shape
 from .graphs import rebind
 from .tracing import quiet, trace

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir
 
-from ..runtime.checkpoints.hashes import file_hash
-from ..runtime.checkpoints.presets import presets_of
+from ..runtime.checkpoints.presets import TEXT_LENGTH, presets_of
 from ..runtime.files import cache_folder
 from ..runtime.graphs.tensorrt import find, flavour_of
-from ..runtime.planning.cost import MOST_TEXT, PICTURE_TOKENS, shapes_of
+from ..runtime.hashes import file_hash
+from ..runtime.planning.cost import PICTURE_TOKENS, shapes_of
 from ..runtime.planning.plan import resolve
 from ..runtime.requests.request import Request
 from . import tensorrt
@@ -153,7 +153,7 @@ def clips_of(checkpoint: Checkpoint, clips: tuple[Clip, ...]) -> Iterator[tuple[
 
 def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> Sizes:
     """The sizes at which a graph works for a clip, `exact` or up to it."""
-    tokens, rows, seen = (1, 64, MOST_TEXT), (1, 2, 2), (1, PICTURE_TOKENS, PICTURE_TOKENS)
+    tokens, rows, seen = (1, 64, TEXT_LENGTH), (1, 2, 2), (1, PICTURE_TOKENS, PICTURE_TOKENS)
     if graph in ("text_encoder", "image_encoder"):
         return {"batch": (1, 1, 2), "tokens": tokens}
     if graph.startswith("vae"):
@@ -161,7 +161,7 @@ def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> Siz
         grid = {"rows": picture.stop - picture.start, "columns": plan.latent_shape[3]}
         return {"batch": (1, 1, 1), **_ranges(grid, exact)}
     config = checkpoint.component("transformer").config
-    _, *sides = shapes_of(plan, checkpoint, MOST_TEXT).latents
+    _, *sides = shapes_of(plan, checkpoint, TEXT_LENGTH).latents
     patch = config.get("patch_size", (1, 2, 2))
     names = "frames", "rows", "columns"
     grid = {name: side // p for name, side, p in zip(names, sides, patch, strict=True)}

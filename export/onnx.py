@@ -15,9 +15,9 @@ import onnxruntime
 import onnxscript
 import torch
 
-from ..runtime.checkpoints.hashes import file_hash
 from ..runtime.graphs.manifest import GraphEntry, Port
 from ..runtime.graphs.onnx import OnnxRunner
+from ..runtime.hashes import file_hash
 from .axes import Axes, symbolic_shape
 from .graphs import StepGraph
 from .nodes import shape_of

@@ -13,8 +13,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
+from kinema.runtime import hashes
 from kinema.runtime.checkpoints import checkpoint as module
-from kinema.runtime.checkpoints import hashes
 from kinema.runtime.checkpoints.checkpoint import INDEX, known_models, open_checkpoint
 from kinema.runtime.errors import KinemaError, UsageError
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kinema.runtime.checkpoints.presets import PIPELINES
 from kinema.runtime.errors import UsageError
-from kinema.runtime.requests import clips
+from kinema.runtime.media import clips
 from kinema.runtime.requests.conditions import Condition, check, place, references
 
 PICTURE = np.zeros((6, 8, 3), np.uint8)

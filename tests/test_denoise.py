@@ -10,8 +10,9 @@ import torch
 from kinema.runtime.errors import UsageError
 from kinema.runtime.models.wan import WanConfig, WanTransformer
 from kinema.runtime.planning.plan import Track
-from kinema.runtime.sampling.denoise import denoise, schedule_tracks, timesteps_of
+from kinema.runtime.sampling.denoise import denoise
 from kinema.runtime.sampling.guidance import guide, is_guided
+from kinema.runtime.sampling.tracks import schedule_tracks, timesteps_of
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 UNIPC = {

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from kinema.runtime.errors import UsageError
+from kinema.runtime.media.pictures import open_picture
 from kinema.runtime.vaes.encode import (
     encode_chunks,
     encode_pixels,
     on_grey,
-    open_picture,
     to_pixels,
 )
 from kinema.runtime.vaes.kinema import AutoencoderKinema, KinemaVAEConfig

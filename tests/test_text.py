@@ -7,8 +7,9 @@ import torch
 
 from kinema.runtime.checkpoints import foreign
 from kinema.runtime.checkpoints.checkpoint import Component
+from kinema.runtime.checkpoints.presets import TEXT_LENGTH
 from kinema.runtime.checkpoints.shards import read_entries
-from kinema.runtime.conditioning.text import MAX_TOKENS, TextEncoder, clean
+from kinema.runtime.conditioning.text import TextEncoder, clean
 from kinema.runtime.conditioning.text_cache import EmbeddingCache
 from kinema.runtime.errors import KinemaError
 from kinema.runtime.execution.block_stream import BlockStream
@@ -45,7 +46,7 @@ def components(folder):
 def test_pads_are_zero_and_counted(encoder):
     embeds, pad_count = encoder.encode(["a red ball", ""])
     assert embeds.shape == (2, 4, 256)
-    assert pad_count.tolist() == [MAX_TOKENS - 4, MAX_TOKENS - 1]
+    assert pad_count.tolist() == [TEXT_LENGTH - 4, TEXT_LENGTH - 1]
     assert embeds[1, 1:].abs().max() == 0
     assert embeds[0].abs().min(1).values.max() > 0
 
@@ -105,7 +106,7 @@ def reference_embeds(folder, prompts, dtype):
     )
     with torch.inference_mode():
         embeds, _ = pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS, device=CPU
+            prompts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH, device=CPU
         )
     return embeds, pipeline.text_encoder
 

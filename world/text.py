@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..runtime.models.wan import TEXT_LENGTH
+from ..runtime.checkpoints.presets import TEXT_LENGTH
 from .captions import vocabulary, words
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import bind
+from ..runtime.checkpoints.presets import TEXT_LENGTH
 from ..runtime.conditioning.given import bearing_frame
-from ..runtime.models.wan import TEXT_LENGTH, WanConfig, WanTransformer
+from ..runtime.models.wan import WanConfig, WanTransformer
 from ..runtime.vaes.audio import STRIP_ROWS, KinemaSound, SoundConfig
 from ..runtime.vaes.kinema import AutoencoderKinema
 from .captions import held_out, sample_caption

@@ -7,10 +7,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from ...kernels._chip import capability
 from ...kernels._product import configs as product_configs
 from ...kernels._product import product
 from ...kernels._triton import power_of_2
-from ...kernels.attention import capability
 from .cases import Case
 
 Configurations = Iterator[tuple[str, Callable[[], Any]]]

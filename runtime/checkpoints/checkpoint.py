@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import KinemaError, UsageError
+from ..hashes import file_hash
 from . import hub
-from .hashes import file_hash
 from .presets import PIPELINES, Presets
 from .shards import PICKLED, how_to_convert, read_entries, where
 

@@ -18,6 +18,8 @@ from ..errors import KinemaError
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
+TEXT_LENGTH = 512  # tokens that the published pipelines pad prompts to, and cut them at
+
 
 @dataclass(frozen=True)
 class Sound:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.presets import presets_of
-from ..requests.clips import mask_picture
+from ..media.clips import mask_picture
+from ..media.pictures import open_picture
 from ..requests.conditions import Placed, ends, place, references
 from ..sampling.guidance import Denoiser
 from ..vaes.encode import (
@@ -25,7 +26,6 @@ from ..vaes.encode import (
     encode_pixels,
     groups,
     on_grey,
-    open_picture,
     to_pixels,
 )
 

@@ -14,13 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..checkpoints import foreign
 from ..checkpoints.checkpoint import Component
+from ..checkpoints.presets import TEXT_LENGTH
 from ..execution.offload import Offload, Placed
 from .text_cache import EmbeddingCache
 
 if TYPE_CHECKING:
     from ..graphs.shells import Runner
 
-MAX_TOKENS = 512  # what the reference pads and cuts prompts to
 ENCODERS = ("UMT5EncoderModel",)
 BLOCKS = ("encoder.block",)
 SHOWN = 60  # characters of what is cut that a warning quotes
@@ -74,7 +74,7 @@ class TextEncoder:
                 self.cache.put(self._key(row), embeds)
                 found[row] = embeds
         embeds = [found[row].to(self.device) for row in rows]
-        pad_count = torch.tensor([MAX_TOKENS - len(row) for row in rows], device=self.device)
+        pad_count = torch.tensor([TEXT_LENGTH - len(row) for row in rows], device=self.device)
         return PromptEmbeds(pad_sequence(embeds, batch_first=True), pad_count)
 
     def open(self) -> Placed:
@@ -97,10 +97,10 @@ class TextEncoder:
         notes = []
         if self.tokenizer.is_fast and (unknown := _unknown_words(self.tokenizer, tokens, text)):
             notes.append(f"the model has never seen: {', '.join(unknown)}")
-        if (count := len(tokens.input_ids)) > MAX_TOKENS:
+        if (count := len(tokens.input_ids)) > TEXT_LENGTH:
             cut = self._cut(text)
             notes.append(
-                f"the prompt has {count} tokens; those after {MAX_TOKENS} are cut"
+                f"the prompt has {count} tokens; those after {TEXT_LENGTH} are cut"
                 + (f": {cut!r}" if cut else "")
             )
         return notes
@@ -110,13 +110,13 @@ class TextEncoder:
         if not self.tokenizer.is_fast:
             return ""
         kept = self.tokenizer(
-            text, truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True
+            text, truncation=True, max_length=TEXT_LENGTH, return_offsets_mapping=True
         )
         rest = text[max(stop for _, stop in kept.offset_mapping) :].strip()
         return rest if len(rest) <= SHOWN else f"{rest[:SHOWN].rstrip()}..."
 
     def _tokens(self, prompt: str) -> tuple[int, ...]:
-        tokens = self.tokenizer(clean(prompt), truncation=True, max_length=MAX_TOKENS)
+        tokens = self.tokenizer(clean(prompt), truncation=True, max_length=TEXT_LENGTH)
         return tuple(tokens.input_ids)
 
     def _key(self, tokens: tuple[int, ...]) -> str:

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..checkpoints import foreign
 from ..checkpoints.checkpoint import Component
 from ..execution.offload import Offload, Placed
-from ..vaes.encode import open_picture
+from ..media.pictures import open_picture
 
 if TYPE_CHECKING:
     from ..graphs.shells import Runner
-    from ..vaes.encode import Picture
+    from ..media.pictures import Picture
 
 ENCODERS = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.hashes import file_hash
 from ..errors import KinemaError, UsageError
+from ..hashes import file_hash
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint

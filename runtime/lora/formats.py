@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoints.hashes import file_hash
 from ..checkpoints.shards import PICKLED, how_to_convert, read_entries, read_metadata, where
 from ..checkpoints.weights import stream
 from ..errors import KinemaError, UsageError
+from ..hashes import file_hash
 
 # peft, diffusers, ComfyUI, DiffSynth, kohya; they also occur one after another.
 PREFIXES = (

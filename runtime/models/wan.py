@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from ... import kernels
 from ...kernels import Operations
 from ..checkpoints import weights
+from ..checkpoints.presets import TEXT_LENGTH
 from ..errors import UsageError
 from . import batching
 from .layers import LinearGelu, Sizes, sinusoidal_embedding
-
-TEXT_LENGTH = 512  # WanPipeline pads every prompt to this many tokens
 
 KEY_MULTIPLE = 16
 

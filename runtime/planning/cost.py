@@ -14,7 +14,7 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..checkpoints.presets import presets_of
+from ..checkpoints.presets import TEXT_LENGTH, presets_of
 from ..errors import KinemaError
 from ..requests.solver_names import count_predictions
 from . import costs
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 BEARINGS = 1  # latent frames that the embedded model is shown after the clip
 PICTURE_TOKENS = 257  # of a picture encoder's sight
-MOST_TEXT = 512
 TILES = ((512, 512), (256, 256))  # smaller ones remember more of what overlaps
 LATENTS = 6  # copies of the latents that a run holds: its own, a solver's, guidance's
 
@@ -174,7 +173,7 @@ def _count(plan: Plan, checkpoint: Checkpoint, runner: Runner, text_tokens: int)
 
 def guess_tokens(prompt: str) -> int:
     """About how many tokens a prompt has, without its tokenizer."""
-    return min(MOST_TEXT, 4 * (1 + len(prompt) // 12))
+    return min(TEXT_LENGTH, 4 * (1 + len(prompt) // 12))
 
 
 # ---- stages --------------------------------------------------------------------------------------

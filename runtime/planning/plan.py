@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.presets import Presets, presets_of
 from ..errors import UsageError
+from ..media import clips
 from ..media.mp4 import count_samples
-from ..requests import clips, conditions
+from ..requests import conditions
 from ..requests.conditions import Condition
 from ..requests.guidance_options import PLAIN, Guidance
 from .cost import Choice, Setting

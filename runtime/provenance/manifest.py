@@ -14,9 +14,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.hashes import file_hash
 from ..errors import KinemaError
 from ..files import reason_of
+from ..hashes import file_hash
 from .keys import Identity
 
 GENERATION = "org.kinema.generation"

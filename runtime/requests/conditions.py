@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UsageError
-from . import clips
+from ..media import clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +130,7 @@ def _pixels(picture: Any) -> Tensor:
     import numpy as np
     import torch
 
-    from ..vaes.encode import open_picture
+    from ..media.pictures import open_picture
 
     return torch.from_numpy(np.array(open_picture(picture)))
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..media.clips import describe
 from . import solver_names
-from .clips import describe
 from .conditions import Condition
 from .guidance_options import PLAIN, Guidance
 

@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, Index, Integer, String, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ..checkpoints.presets import presets_of
-from ..requests import clips
+from ..media import clips
 from .errors import APIError
 from .orders import CHARACTERS
 from .tables import Base, new_id, now, page_of

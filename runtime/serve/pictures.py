@@ -103,7 +103,7 @@ def _sheet(frames: Sequence[np.ndarray]) -> Image.Image:
 
 
 def _pick(video: Path, picked: set[int]) -> Iterator[np.ndarray]:
-    from ..requests.clips import open_frames
+    from ..media.clips import open_frames
 
     for index, frame in enumerate(open_frames(video)):
         if index in picked:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..files import whole_or_nothing
+from ..media.clips import open_frames
 from ..media.mp4 import fit_samples
-from ..requests.clips import open_frames
 from .orders import BACKWARD, SOURCE, Order
 
 # A video's first and last frames as the model made them: no codec, no mark, its own size.

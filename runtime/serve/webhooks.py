@@ -14,7 +14,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text, func, select
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from ..errors import UsageError
@@ -216,11 +227,12 @@ class Webhooks:
             delivery = session.get(WebhookDelivery, id)
             if delivery is None:
                 return
-            delivery.tries += 1
-            if told or status == GONE or delivery.tries >= TRIES:
-                session.delete(delivery)
+            tries, same = delivery.tries + 1, WebhookDelivery.id == id  # it may go meanwhile
+            if told or status == GONE or tries >= TRIES:
+                session.execute(delete(WebhookDelivery).where(same))
             else:
-                delivery.due_at = now() + round(wait_after(delivery.tries))
+                later = {"tries": tries, "due_at": now() + round(wait_after(tries))}
+                session.execute(update(WebhookDelivery).where(same).values(later))
 
 
 def event_of(type: str, id: str) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from ..media.recording import Recording
 from ..media.video import Video
 from ..planning.fit import leaner
 from ..provenance.marking import marking
-from ..sampling.denoise import State, Step, Track, advance, begin
+from ..sampling.denoise import State, Step, advance, begin
 from ..sampling.guidance import Denoiser
+from ..sampling.tracks import Track
 from ..vaes import preview
 from . import pipeline, saved
 from .progress import Progress

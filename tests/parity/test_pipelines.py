@@ -218,9 +218,7 @@ def test_bfloat16_is_no_worse_than_the_reference(tmp_path):
         kept[name] = model.from_pretrained(tmp_path / name, dtype=torch.float32)
     trajectories = []
     for dtype in (torch.float32, torch.bfloat16):
-        pipeline = diffusers.WanImageToVideoPipeline.from_pretrained(
-            tmp_path, **kept, dtype=dtype
-        )
+        pipeline = diffusers.WanImageToVideoPipeline.from_pretrained(tmp_path, **kept, dtype=dtype)
         pipeline.set_progress_bar_config(disable=True)
         trajectories.append(reference_run(pipeline, variant)[0])
     exact, theirs = trajectories

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from kinema.runtime.planning.plan import Track
-from kinema.runtime.sampling.denoise import denoise, schedule_tracks, timesteps_of
+from kinema.runtime.sampling.denoise import denoise
 from kinema.runtime.sampling.guidance import guide, is_guided
+from kinema.runtime.sampling.tracks import schedule_tracks, timesteps_of
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from kinema.kernels import bind
 from kinema.runtime.checkpoints import weights
+from kinema.runtime.checkpoints.presets import TEXT_LENGTH
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.models.wan import TEXT_LENGTH, WanConfig, WanTransformer
+from kinema.runtime.models.wan import WanConfig, WanTransformer
 
 from .conftest import TINY, random_pair
 

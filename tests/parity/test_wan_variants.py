@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from kinema.runtime.checkpoints.presets import TEXT_LENGTH
 from kinema.runtime.errors import UsageError
-from kinema.runtime.models.wan import KEEP_FP32, TEXT_LENGTH, WanConfig, WanTransformer
+from kinema.runtime.models.wan import KEEP_FP32, WanConfig, WanTransformer
 from kinema.runtime.models.wan_vace import WanVaceConfig, WanVaceTransformer
 
 pytest.importorskip("diffusers")

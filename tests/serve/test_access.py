@@ -11,7 +11,6 @@ import openai
 import pytest
 
 PROMPT = "a red ball bounces on the grass"
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 ONE, TWO = "sk-one-0123456789abcdef", "sk-two-0123456789abcdef"
 SMALL = {"steps": 1, "seed": 3}
 

@@ -19,8 +19,8 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 from starlette.testclient import TestClient
 
 import kinema
+from kinema.runtime.media.clips import open_frames
 from kinema.runtime.media.video import read_info
-from kinema.runtime.requests.clips import open_frames
 from kinema.runtime.serve import Settings, create_app, webhooks
 from kinema.runtime.serve.limits import Limits
 from kinema.runtime.serve.making import Making, Paused

@@ -29,8 +29,6 @@ from kinema.runtime.serve.server import Server
 from kinema.runtime.serve.videos import Video
 from kinema.runtime.serve.webhooks import WebhookDelivery
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
-
 BODY = {"prompt": "a red ball bounces", "size": "64x64", "steps": 1, "seed": 3, "seconds": "0.5"}
 ENDED = ("completed", "failed", "cancelled", "expired")
 DAY = 24 * 3600

@@ -15,12 +15,10 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 import kinema
+from kinema.runtime.media.clips import open_frames
 from kinema.runtime.media.mp4 import write_mp4
-from kinema.runtime.requests.clips import open_frames
 from kinema.runtime.serve import Settings, characters, create_app, janitor
 from kinema.runtime.serve.orders import CHARACTERS
-
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
 NAME = "Mossy the fox"
 ASKED = {"prompt": f"{NAME} runs", "size": "48x80", "seconds": "0.5", "steps": 1, "seed": 3}

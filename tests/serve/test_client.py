@@ -9,7 +9,6 @@ import numpy as np
 import openai
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 PROMPT = "a red ball bounces on the grass"
 OTHER = "a blue square moves left over the sand"
 SMALL = {"steps": 2, "seed": 3}

@@ -20,7 +20,6 @@ from PIL import Image
 import kinema
 from kinema.runtime.serve.limits import Limits
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 PROMPT = "a red ball bounces on the grass"
 OTHER = "a blue square moves left over the sand"
 SMALL = {"steps": 2, "seed": 3}

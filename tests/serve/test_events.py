@@ -7,11 +7,9 @@ import io
 import json
 
 import httpx
-import pytest
 from PIL import Image
 
 PROMPT = "a red ball bounces on the grass"
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
 
 def follow(url: str) -> list[tuple[str, dict]]:

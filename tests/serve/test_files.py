@@ -24,8 +24,6 @@ from kinema.runtime.serve.errors import APIError
 from kinema.runtime.serve.limits import Limits
 from kinema.runtime.serve.orders import REFERENCE, SOURCE
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
-
 HOUR = 3600
 LINES = b'{"custom_id": "a"}\n'
 

@@ -12,7 +12,6 @@ import pytest
 openai = pytest.importorskip("openai", reason="needs the official client")
 av = pytest.importorskip("av")
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 PROMPT = "a red ball bounces on the grass"
 KILLS, EACH, SEEDS, STEPS = 4, 3, 2, 3
 MOST_SECONDS = 0.8  # from the first that is accepted until the kill: all are asked for by then

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 
 from kinema.runtime.media.video import read_info
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
 PORT = "127.0.0.1:8000"
 

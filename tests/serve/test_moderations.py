@@ -17,7 +17,6 @@ from kinema.runtime.serve.errors import APIError
 from kinema.runtime.serve.moderation import CATEGORIES, MINORS, OFF, STRICT, check, judge
 from kinema.runtime.serve.orders import Order
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 SHOWN = "a naked child"
 
 

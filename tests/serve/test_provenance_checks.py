@@ -18,7 +18,6 @@ from kinema.runtime.provenance.marking import marking
 from kinema.runtime.serve import Settings, create_app, files
 from kinema.runtime.serve.routes import provenance
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 SMALL = {"steps": 1, "seed": 3}
 ORIGIN = {
     "request": {"prompt": "a wave", "seed": 7},

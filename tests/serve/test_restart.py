@@ -12,7 +12,6 @@ import pytest
 from safetensors import safe_open
 
 PROMPT = "a red ball bounces on the grass"
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 STEPS = 20
 
 

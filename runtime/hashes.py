@@ -10,8 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import KinemaError
-from ..files import cache_folder, whole_or_nothing
+from .errors import KinemaError
+from .files import cache_folder, whole_or_nothing
 
 STORE = "hashes.json"
 HUB_BLOB = re.compile(r"[0-9a-f]{64}")
