@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..export.calibration import psnr, ssim
 from ..runtime import engine as engines
-from ..runtime.conditioning.text import MAX_TOKENS
+from ..runtime.checkpoints.presets import TEXT_LENGTH
 from ..runtime.errors import KinemaError
 from ..runtime.execution import executor as executors
 from ..runtime.planning.plan import Plan, Track
@@ -174,7 +174,7 @@ def reference_sampler(
     def sample() -> Tensor:
         before()
         embeds = engine.text_encoder.encode([PROMPT, ""]).embeds.to(engine.dtype)
-        padded = nn.functional.pad(embeds, (0, 0, 0, MAX_TOKENS - embeds.shape[1]))
+        padded = nn.functional.pad(embeds, (0, 0, 0, TEXT_LENGTH - embeds.shape[1]))
         prompt, negative = (text.expand(count, -1, -1) for text in padded.split(1))
         scheduler.set_timesteps(steps)
         latents = noise

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import kinema
 from kinema.benchmarks.plan import allocated
 from kinema.runtime.checkpoints.presets import presets_of
-from kinema.runtime.conditioning.given import Given, given_of
+from kinema.runtime.conditioning.given import Given
+from kinema.runtime.conditioning.shown import given_of
 from kinema.runtime.planning.costs.encoders import kinema_vae_encode
 from kinema.runtime.planning.costs.ledger import Ledger
 from kinema.runtime.requests.conditions import Condition, check, ends, place

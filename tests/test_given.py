@@ -7,15 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.runtime.conditioning.given import (
-    MAKERS,
-    MOST,
-    Given,
-    _clip,
-    bearing_frame,
-    fold_mask,
-    on_canvas,
-)
+from kinema.runtime.conditioning.control import _clip, fold_mask, on_canvas
+from kinema.runtime.conditioning.given import Given
+from kinema.runtime.conditioning.shown import MAKERS, MOST, bearing_frame
 from kinema.runtime.planning.cost import Setting
 from kinema.runtime.requests.conditions import Condition, place
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..kernels import bind
 from ..runtime.checkpoints.presets import TEXT_LENGTH
-from ..runtime.conditioning.given import bearing_frame
+from ..runtime.conditioning.shown import bearing_frame
 from ..runtime.models.wan import WanConfig, WanTransformer
 from ..runtime.vaes.audio import STRIP_ROWS, KinemaSound, SoundConfig
 from ..runtime.vaes.kinema import AutoencoderKinema

@@ -65,7 +65,7 @@ class Presets:
     frame_stride: int = 4
     latent_channels: int = 16
     sound: Sound | None = None
-    bearings: bool = False  # whether the transformer is shown where tokens lie (`given.py`)
+    bearings: bool = False  # whether the transformer is shown where tokens lie (`shown.py`)
     conditions: str = "none"
     last_frame: str = "none"
     guidance_scale_2: float | None = None

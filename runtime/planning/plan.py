@@ -143,7 +143,7 @@ def resolve(
 def _encoded_frames(
     presets: Presets, shown: Sequence[Condition], num_frames: int
 ) -> tuple[int, ...]:
-    """Latent frames of each clip that `given.py` encodes."""
+    """Latent frames of each clip that `conditioning/` encodes."""
     frames = 1 + (num_frames - 1) // presets.frame_stride
     if presets.conditions == "control":
         return frames, frames, *(1 for _ in conditions.references(shown))

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..conditioning.given import NOTHING, given_of
+from ..conditioning.given import NOTHING
+from ..conditioning.shown import given_of
 from ..requests.solver_names import LOOK_AHEAD
 from ..sampling import schedule
 from ..sampling.experts import Expert, experts_of, with_scales
