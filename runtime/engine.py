@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import kernels
-from ..kernels import Operations
-from . import registry
 from .checkpoints.checkpoint import TRANSFORMERS, Checkpoint, open_checkpoint
 from .checkpoints.presets import presets_of
-from .conditioning.text import TextEncoder
-from .conditioning.text_cache import EmbeddingCache
-from .conditioning.vision import ImageEncoder
+from .components import Components, Options
 from .errors import UsageError
 from .execution import executor as executors
-from .execution.offload import MODES, Offload, Placed
-from .graphs.opening import check_executor, open_graphs
-from .graphs.shells import Runner as Runs
-from .lora.loaded import LoraReport, LoraSet
+from .lora.loaded import LoraReport
 from .media.video import Video
 from .planning import device as devices
 from .planning.cost import Choice, Runner, Setting, guess_tokens
@@ -39,7 +28,6 @@ from .sessions.job import Job
 from .sessions.progress import Progress
 from .sessions.scheduler import StepScheduler
 from .sessions.session import Session, resume
-from .vaes.preview import Projection, projection_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,22 +71,15 @@ def load(
     Raises `UsageError` for a name that opens nothing, `KinemaError` for a damaged checkpoint.
     """
     device = _device(device)
-    return Engine(
-        open_checkpoint(source, base),
-        device,
-        None if dtype is None and engines is not None else _dtype(dtype, device),
-        backends=backends,
-        executor=executor,
-        offload=offload,
-        tile=tile,
-        two_passes=two_passes,
-        text_cache=text_cache,
-        max_batch=max_batch,
-        engines=engines,
+    options = Options(
+        dict(backends or {}), executor, offload, tile, two_passes, text_cache, max_batch, engines
     )
+    of_graphs = dtype is None and engines is not None  # they say which they were exported in
+    found = open_checkpoint(source, base)
+    return Engine(found, device, None if of_graphs else _dtype(dtype, device), options)
 
 
-class Engine:
+class Engine(Components):
     """Makes videos from requests. Components are read when the first request needs them."""
 
     def __init__(
@@ -106,43 +87,20 @@ class Engine:
         checkpoint: Checkpoint,
         device: torch.device,
         dtype: torch.dtype | None,
-        *,
-        backends: Mapping[str, str] | None = None,
-        executor: str | None = None,
-        offload: str | None = None,
-        tile: tuple[int, int] | None = None,
-        two_passes: bool = False,
-        text_cache: str | Path | None = None,
-        max_batch: int = 1,
-        engines: str | Path | None = None,
+        options: Options,
     ) -> None:
-        check_executor(executor, engines, offload, tile)
-        self.checkpoint, self.device, self.backends = checkpoint, device, dict(backends or {})
-        self.graphs = None
-        if engines is not None:
-            self.graphs = open_graphs(engines, executor, checkpoint, device, dtype)
-            self.executor, self.dtype, offload = self.graphs.executor, self.graphs.dtype, "none"
-        else:
-            assert dtype is not None
-            self.executor, self.dtype = executors.choose(executor, device, offload or "none"), dtype
-        self.offload = Offload(device, offload or "none")
-        if self.offload.mode != "none" and device.type == "cpu":
-            raise UsageError(
-                f"offload is {offload!r}, which moves weights between the host and a device; on a"
-                " CPU they are one: 'none' works"
-            )
-        self.placed: dict[str, Placed] = {}
-        self.text_cache = EmbeddingCache(text_cache)
-        self.scheduler = StepScheduler(self, max_batch=max_batch)
         presets_of(checkpoint)  # a checkpoint that cannot run is refused here
         checkpoint.check()
-        check_tile(tile, checkpoint)
+        check_tile(options.tile, checkpoint)
+        super().__init__(checkpoint, device, dtype, options)
+        two_passes, tile = options.two_passes, options.tile
         self.setting = Setting("two passes" if two_passes else "batched", tile, self.offload.mode)
-        stays = offload is not None or self.executor == "graph"  # reads weights where they were
+        stays = options.offload is not None or self.graphs is not None
+        stays = stays or self.executor == "graph"  # reads weights where they were
         whole = tile is not None or self.graphs is not None  # exported ones have no tiles
         by_hand = {"guidance": two_passes, "tile": whole, "offload": stays}
         self.asked = frozenset(name for name, given in by_hand.items() if given)
-        self._at_work, self._moving = 0, threading.Lock()
+        self.scheduler = StepScheduler(self, max_batch=options.max_batch)
 
     def plan(self, request: Request | str, **fields: Any) -> Plan:
         """Every number of a request, settled, with what it needs and how it will run.
@@ -183,19 +141,10 @@ class Engine:
             choices=choices,
         ), found
 
-    @cached_property
-    def _operations(self) -> Operations:
-        config = self.checkpoint.component("transformer").config
-        head_dim = config.get("attention_head_dim", 128)
-        try:
-            return kernels.bind(self.device, self.dtype, head_dim, self.backends)
-        except (ValueError, RuntimeError) as error:
-            raise UsageError(str(error)) from None
-
     @property
     def runner(self) -> Runner:
         """What runs a request now, and what of its setting was asked for."""
-        fused = self._operations.backends["norm_modulate"] != "torch"
+        fused = self.operations.backends["norm_modulate"] != "torch"
         setting = replace(self.setting, offload=self.offload.mode)
         return Runner(self.device.type, self.executor, fused, setting, self.asked)
 
@@ -204,7 +153,7 @@ class Engine:
         """What was chosen with the engine, whatever the request."""
         if self.graphs is not None:
             return (Choice("executor", self.executor, f"graphs in {self.graphs.engines.folder}"),)
-        attention = next(c for c in self._operations.choices if c.op == "attention")
+        attention = next(c for c in self.operations.choices if c.op == "attention")
         return (
             Choice("executor", self.executor, executors.REASONS[self.executor]),
             Choice("attention", attention.backend, attention.reason),
@@ -271,83 +220,6 @@ class Engine:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    def open_components(self) -> None:
-        """Read every component that is not open yet."""
-        _ = self.transformer, self.text_encoder, self.vae, self.sound
-
-    @cached_property
-    def scheduler_config(self) -> dict[str, Any]:
-        """What the checkpoint says of its schedule and solver."""
-        return self.checkpoint.component("scheduler").config
-
-    @cached_property
-    def transformer(self) -> Any:
-        """The denoising transformer; on a CPU its linear layers are packed for it."""
-        return self._transformer("transformer")
-
-    @cached_property
-    def transformer_2(self) -> Any:
-        """The expert of low noise, in a model of two; opened when the first step needs it."""
-        return self._transformer("transformer_2")
-
-    def _transformer(self, name: str) -> Any:
-        if self.graphs is not None and self.graphs.has(name):
-            config = registry.config_of(self.checkpoint, name)
-            return self.graphs.transformer(name, config)
-        model, executor = self._open(name, self.dtype), self.executor
-        if self.graphs is not None:
-            executor = executors.choose(None, self.device)
-        executors.apply(executor, model)
-        return model
-
-    def use(self, name: str) -> Any:
-        """A component, ready to work; where weights are offloaded, until another is used."""
-        module = getattr(self, name)
-        if self.graphs is not None:  # all is on the device
-            return module
-        if name not in self.placed:
-            self.placed[name] = self.offload.place(module)
-        return self.placed[name].use()
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """A session is at work inside, and weights stay where they are but for its own doing."""
-        with self._moving:
-            self._at_work += 1
-        try:
-            yield
-        finally:
-            with self._moving:
-                self._at_work -= 1
-
-    def offload_as(self, mode: str) -> bool:
-        """Keep weights as a session that is at work needs them: what is open goes home, if that is
-        not so yet. False where another session is at work, or another mode was asked for."""
-        with self._moving:
-            if MODES.index(mode) <= MODES.index(self.offload.mode):
-                return True
-            if self._at_work > 1 or "offload" in self.asked:
-                return False
-            for name in (*TRANSFORMERS, "vae"):
-                if name in vars(self) and name not in self.placed:
-                    self.placed[name] = self.offload.place(vars(self)[name])
-            self.offload.adopt(mode)
-            return True
-
-    def _open(self, name: str, dtype: torch.dtype) -> Any:
-        return registry.open_component(
-            self.checkpoint, name, self.device, dtype, self.backends, self.offload.home
-        )
-
-    @cached_property
-    def loras(self) -> LoraSet:
-        """The LoRAs on the transformer, or on both of a model of two."""
-        found = self.checkpoint.components
-        names = [name for name in TRANSFORMERS if name in found]
-        return LoraSet(
-            names, lambda name: registry.open_loras(self.checkpoint, name, getattr(self, name))
-        )
-
     def load_lora(
         self,
         path: str | Path,
@@ -389,61 +261,6 @@ class Engine:
             forward: Any = getattr(vars(self).get(name), "forward", None)
             if hasattr(forward, "forget"):
                 forward.forget()  # what was captured has the weights as they were
-
-    @cached_property
-    def vae(self) -> Any:
-        """The picture autoencoder, in float32 as the reference keeps it."""
-        if self.graphs is not None and self.graphs.has("vae_decoder"):
-            return self.graphs.vae(self.checkpoint.component("vae").config)
-        return self._open("vae", torch.float32)
-
-    @cached_property
-    def sound(self) -> Any:
-        """The sound codec, or None for a silent model."""
-        if self.checkpoint.presets.sound is None:
-            return None
-        return registry.open_component(self.checkpoint, "audio", self.device, torch.float32)
-
-    @cached_property
-    def projection(self) -> Projection:
-        """Latents to RGB, for previews."""
-        fixed = self.graphs is not None and self.graphs.executor == "tensorrt"
-        vae = self._open("vae", torch.float32) if fixed else self.use("vae")  # of one size alone
-        return projection_of(self.checkpoint.component("vae"), vae)
-
-    @cached_property
-    def image_encoder(self) -> ImageEncoder:
-        """The picture encoder of a model that is shown pictures beside the text, in float32 as the
-        published examples keep it."""
-        component = self.checkpoint.component
-        return ImageEncoder(
-            component("image_processor"),
-            component("image_encoder"),
-            self.device,
-            torch.float32,
-            self.offload,
-            self._graph("image_encoder"),
-        )
-
-    @cached_property
-    def text_encoder(self) -> TextEncoder:
-        """The tokenizer and the text encoder."""
-        component = self.checkpoint.component
-        return TextEncoder(
-            component("tokenizer"),
-            component("text_encoder"),
-            self.device,
-            self.dtype,
-            self.offload,
-            self.text_cache,
-            self._graph("text_encoder"),
-        )
-
-    def _graph(self, name: str) -> Runs | None:
-        """What runs an encoder as it was exported, if it was."""
-        if self.graphs is None or not self.graphs.has(name):
-            return None
-        return self.graphs.runner(name)
 
     @property
     def identity(self) -> dict[str, str]:
