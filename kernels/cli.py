@@ -20,7 +20,7 @@ def list_(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say which backends of each operation this machine has, and why it lacks the others."""
+    """Say which backends of each operation work here, or why not."""
     from .dispatch import listing
 
     rows = listing(device)

@@ -29,6 +29,7 @@ from .sessions.progress import Progress
 from .sessions.scheduler import StepScheduler
 from .sessions.session import Session, resume
 
+DEVICES = ("cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -325,6 +326,8 @@ def _as_request(request: Request | str, fields: dict[str, Any]) -> Request:
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if (kind := str(device).partition(":")[0]) not in DEVICES:
+        raise UsageError(f"device {kind!r} is not known; {', '.join(DEVICES)} work")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

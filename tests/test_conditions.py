@@ -114,7 +114,7 @@ def test_the_size_of_a_picture_is_that_it_is_seen_at(tmp_path):
     picture.save(tmp_path / "plain.png")
     assert clips.picture_size(tmp_path / "lying.jpg") == (8, 6)
     assert clips.picture_size(str(tmp_path / "plain.png")) == (6, 8)
-    with pytest.raises(UsageError, match=r"none\.png' cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"none\.png' cannot be read: no such file"):
         clips.picture_size(tmp_path / "none.png")
 
 

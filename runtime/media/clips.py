@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import reason_of
+from .pictures import opened
 
 PICTURE = "a path, a PIL image or an array (height, width, 3)"
 CLIP = "a path of a video, a list of pictures or an array (frames, height, width, 3)"
@@ -75,14 +77,9 @@ def picture_size(picture: Any) -> tuple[int, int]:
         return int(picture.shape[0]), int(picture.shape[1])
     if _is_pil(picture):
         return picture.height, picture.width
-    from PIL import Image
-
-    try:
-        with Image.open(Path(picture).expanduser()) as image:
-            turned = image.getexif().get(ORIENTATION, 1) in LYING
-            width, height = reversed(image.size) if turned else image.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"picture {str(picture)!r} cannot be read: {_reason(error)}") from None
+    with opened(picture) as image:
+        turned = image.getexif().get(ORIENTATION, 1) in LYING
+        width, height = reversed(image.size) if turned else image.size
     return height, width
 
 
@@ -113,8 +110,4 @@ def _decode(path: Path) -> Iterator[Any]:
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
     except (OSError, ValueError, IndexError, av.error.FFmpegError) as error:
-        raise UsageError(f"video {str(path)!r} cannot be read: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"video {str(path)!r} cannot be read: {reason_of(error)}") from None
