@@ -23,5 +23,10 @@ setup(
         *(f"kinema.{name}" for folder in folders for name in packages_under(folder)),
     ],
     package_dir={"kinema": "kinema", **{f"kinema.{folder}": folder for folder in folders}},
-    package_data={"kinema": ["py.typed"], "kinema.runtime": ["assets/**"]},
+    include_package_data=False,
+    package_data={
+        "kinema": ["py.typed"],
+        "kinema.runtime": ["assets/**"],
+        "kinema.benchmarks": ["results/**"],
+    },
 )
