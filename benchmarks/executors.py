@@ -17,7 +17,7 @@ from functools import partial
 from importlib import import_module
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ from .measure import Bounds, turns
 from .rows import Row
 from .samplers import PROMPT
 
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+
 CPU = torch.device("cpu")
 REFERENCE, WANTED = "diffusers eager", "kinema eager"
 GRAPHS = {"onnx": "onnxruntime", "aoti": "AOTInductor"}
@@ -49,7 +52,7 @@ COMPUTES = {"onnx": ("float32",), "aoti": ("float32", "bfloat16")}  # on a CPU
 class Case(NamedTuple):
     """diffusers' transformer in fp32, and what it denoises."""
 
-    model: nn.Module
+    model: WanTransformer3DModel
     latents: Tensor
     texts: list[Tensor]
 
@@ -74,7 +77,7 @@ def small() -> Case:
     config, latent_shape = step.SIZES["small"]
     model = step.reference(config, CPU, torch.float32)
     latents = torch.randn(1, *latent_shape)
-    texts = [torch.randn(1, count, model.config.text_dim) for count in step.TOKENS]
+    texts = [torch.randn(1, count, model.config["text_dim"]) for count in step.TOKENS]
     return Case(model, latents, texts)
 
 
@@ -86,15 +89,16 @@ def compare(name: str, dtype: str, bounds: Bounds, compiled: bool, folder: Path)
     case, kind = CASES[name](), getattr(torch, dtype)
     model = rounded(case.model, kind)
     given = case.latents, case.texts, torch.tensor([700.0])
-    models = dict(native(model, kind, compiled))
+    models: dict[str, WanTransformer | TransformerGraphs] = {}
+    models.update(native(model, kind, compiled))
     for to, title in graphs_for(dtype, compiled).items():
         place = folder / f"{name.replace(' ', '_')}_{dtype}_{to}"
         models[title] = as_graphs(model, to, dtype, place)
     with torch.inference_mode():
         steps = {REFERENCE: step.reference_step(model, *given)}
         if compiled:
-            own = torch.compile(copy.deepcopy(model))
-            steps["diffusers compiled"] = step.reference_step(own, *given)
+            own = copy.deepcopy(model)
+            steps["diffusers compiled"] = step.reference_step(own, *given, compiled=True)
         for title, ours in models.items():
             steps[title] = partial(step.bind(ours, *given), case.latents, 0)
         about = rows.about("step", name, sizes_of(case.latents), dtype, *PACKAGES)
@@ -102,7 +106,7 @@ def compare(name: str, dtype: str, bounds: Bounds, compiled: bool, folder: Path)
 
 
 def native(
-    model: nn.Module, kind: torch.dtype, compiled: bool
+    model: WanTransformer3DModel, kind: torch.dtype, compiled: bool
 ) -> Iterator[tuple[str, WanTransformer]]:
     """Our transformer by each executor that can run it here."""
     for name in ("eager", "packed", "compiled") if compiled else ("eager", "packed"):
@@ -118,7 +122,7 @@ def graphs_for(dtype: str, compiled: bool) -> dict[str, str]:
     return {to: title for to, title in GRAPHS.items() if dtype in COMPUTES[to] and to not in out}
 
 
-def as_graphs(model: nn.Module, to: str, dtype: str, place: Path) -> TransformerGraphs:
+def as_graphs(model: WanTransformer3DModel, to: str, dtype: str, place: Path) -> TransformerGraphs:
     """Our transformer as graphs, opened."""
     ours = step.ours(model, CPU, getattr(torch, dtype))
     graphs, twins = transformer_graphs(ours, "transformer"), repeat(None)
@@ -129,7 +133,7 @@ def as_graphs(model: nn.Module, to: str, dtype: str, place: Path) -> Transformer
     return opened.transformer("transformer", ours.config)
 
 
-def rounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def rounded(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
     """A copy in a dtype, some layers in fp32 as diffusers loads them."""
     model = copy.deepcopy(model)
     for name, parameter in model.named_parameters():

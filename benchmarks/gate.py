@@ -72,9 +72,15 @@ def write(suite: Suite | None = None) -> str:
 
 def _both(row: Row, again: Row) -> Row:
     """Two runs as one row: the mean of their medians, and the spread of the wider."""
-    middle = (row.median + again.median) / 2
-    low, high = min(row.p20, again.p20), max(row.p80, again.p80)
-    return replace(row, median=middle, p20=low, p80=high, n=row.n + again.n)
+    middle = (row.value + again.value) / 2
+    lows, highs = zip(_percentiles(row), _percentiles(again), strict=True)
+    assert row.n is not None and again.n is not None  # both were timed
+    return replace(row, median=middle, p20=min(lows), p80=max(highs), n=row.n + again.n)
+
+
+def _percentiles(row: Row) -> tuple[float, float]:
+    assert row.percentiles is not None, row  # a ratio is of many turns
+    return row.percentiles
 
 
 # ---- judging -------------------------------------------------------------------------------------
@@ -89,14 +95,20 @@ def judge(first: Row, second: Row, committed: Sequence[Row]) -> Verdict:
     one to the next, such as others' work. It is worse to fail falsely than to miss a loss of 5 %.
     """
     what = f"{first.name}, {first.dtype}"
-    found = (first.median, second.median)
+    found = (first.value, second.value)
     wanted, reason = _comparable(first, committed)
     if wanted is None:
         return Verdict(what, None, found, note=reason)
-    theirs, *own = ((row.p80 - row.p20) / row.median / 2 for row in (wanted, first, second))
-    noise = theirs + max(own) + abs(found[0] - found[1]) / wanted.median
-    lost = max(found) < wanted.median * (1 - noise)
-    return Verdict(what, wanted.median, found, noise, lost)
+    theirs, *own = (_either_way(row) for row in (wanted, first, second))
+    noise = theirs + max(own) + abs(found[0] - found[1]) / wanted.value
+    lost = max(found) < wanted.value * (1 - noise)
+    return Verdict(what, wanted.value, found, noise, lost)
+
+
+def _either_way(row: Row) -> float:
+    """Half of a spread, as a part of the median."""
+    low, high = _percentiles(row)
+    return (high - low) / row.value / 2
 
 
 def _comparable(row: Row, committed: Sequence[Row]) -> tuple[Row | None, str]:
@@ -114,7 +126,8 @@ def _comparable(row: Row, committed: Sequence[Row]) -> tuple[Row | None, str]:
 
 def versions(row: Row) -> dict[str, str]:
     """Of the packages that decide a ratio."""
-    named = dict(part.rpartition(" ")[::2] for part in row.versions.split("; "))
+    parts = (part.rpartition(" ") for part in row.versions.split("; "))
+    named = {name: version for name, _, version in parts}
     return {name: named.get(name, "not recorded") for name in MATTER}
 
 

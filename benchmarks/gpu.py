@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from . import chip, floors, rows, step
 from .kernels.timing import PREDICTED_GBPS, PREDICTED_TFLOPS
 from .measure import Bounds, turns
 from .rows import Row
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
 
 NAME = {"1.3b": "Wan2.1-1.3B", "tiny": "tiny"}
 PACKAGES = ("diffusers", "triton", "flash-attn", "fa3-fwd", "flash-attn-4")
@@ -78,7 +81,7 @@ class Work:
     size: str
     device: torch.device
     dtype: torch.dtype
-    model: torch.nn.Module
+    model: WanTransformer3DModel
     given: tuple[Tensor, list[Tensor], Tensor]
     tflops: float
     gbps: float
@@ -116,8 +119,8 @@ class Work:
 
     def theirs(self, compiled: bool = False) -> Ready:
         """diffusers' step."""
-        model = torch.compile(self.model) if compiled else self.model
-        return Ready(step.reference_step(model, *self.given), _allocated(self.device))
+        run = step.reference_step(self.model, *self.given, compiled=compiled)
+        return Ready(run, _allocated(self.device))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -194,7 +197,7 @@ def open_work(size: str, device: torch.device, tflops: float, gbps: float) -> Wo
     dtype = torch.bfloat16
     model = step.reference(config, device, dtype)
     latents = torch.randn(1, *shape, device=device)
-    width = model.config.text_dim
+    width = model.config["text_dim"]
     texts = [torch.randn(1, count, width, device=device) for count in step.TOKENS]
     timestep = torch.tensor([700.0], device=device)
     return Work(size, device, dtype, model, (latents, texts, timestep), tflops, gbps)
@@ -278,7 +281,7 @@ def _measured(
         found += [] if peak is None else [rows.one(about, name, "peak_bytes", "B", peak)]
     timed = rows.timed(about, turns(steps, Bounds(7, TURNS_SECONDS)), BASE)
     of_floor = [
-        rows.one(about, row.runner, "share_of_floor", "1", work.floor / row.median)
+        rows.one(about, row.runner, "share_of_floor", "1", work.floor / row.value)
         for row in rows.select(timed, quantity="seconds")
     ]
     return [*timed, *rows.apart(about, errors, BASE), *of_floor, *found]

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,7 +29,7 @@ from .measure import interleave
 from .rows import Row
 
 # The widths of Wan2.1-T2V-1.3B; the number of blocks follows from the size asked for.
-WIDTHS = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
+WIDTHS: dict[str, Any] = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
 BUFFER = 4 << 20
 
 

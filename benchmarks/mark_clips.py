@@ -56,7 +56,7 @@ def x264(frames: Frames, crf: int, height: int = 0, width: int = 0) -> Frames:
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     file.seek(0)
-    with av.open(file) as container:
+    with av.open(file, "r") as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
@@ -141,7 +141,7 @@ def aac(heard: Sound, bit_rate: int) -> Sound:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     file.seek(0)
-    with av.open(file) as container:
+    with av.open(file, "r") as container:
         parts = [frame.to_ndarray() for frame in container.decode(audio=0)]
     return np.concatenate(parts, axis=1).T, rate
 

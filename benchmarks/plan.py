@@ -33,7 +33,7 @@ from . import rows
 from .rows import Row
 
 PROMPT = "a red ball bounces on the grass"
-RANDOM = {
+RANDOM: dict[str, Any] = {
     "num_attention_heads": 10,
     "attention_head_dim": 128,
     "text_dim": 256,
@@ -53,7 +53,7 @@ RANDOM_PRESETS = {
     "min_size": 16,
     "max_size": 256,
 }
-STAGES = ("encode", "denoise", "decode")
+STAGES: tuple[str, ...] = ("encode", "denoise", "decode")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -161,10 +161,15 @@ def peak_of(engine: Engine, request: Request) -> int:
 
 def allocated(run: Callable[[], Any]) -> int:
     """Most bytes that PyTorch's CPU allocator had handed out beyond those at the start."""
-    with profile(use_cpu=True, profile_memory=True) as profiler:
+    profiler = profile(use_cpu=True, profile_memory=True)
+    with profiler:
         run()
-    events = profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    assert profiler.kineto_results is not None  # it has ended
+    changes = sorted(
+        (event.start_ns(), event.nbytes())  # pyright: ignore[reportAttributeAccessIssue]  # no stub
+        for event in profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
     held = most = 0
     for _, change in changes:
         held += change
@@ -186,8 +191,8 @@ def open_bytes(engine: Engine) -> int:
 
 
 def _modules(engine: Engine) -> Iterator[torch.nn.Module]:
-    text = engine.text_encoder.open()
-    parts = (engine.transformer, engine.vae, engine.sound, getattr(text, "module", text))
+    text = engine.text_encoder.open().module
+    parts = (engine.transformer, engine.vae, engine.sound, text)
     return (part for part in parts if part is not None)
 
 

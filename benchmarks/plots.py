@@ -80,16 +80,16 @@ def _techniques(
     rows: Sequence[Row], ratios: dict[tuple[str, str], Row], top: float
 ) -> tuple[Markup, float]:
     """One waterfall and its height."""
-    longest = max(row.p80 or row.median for row in rows)
+    longest = max(row.p80 or row.value for row in rows)
     left = 44 + CHARACTER * max(len(row.runner) for row in rows)
     scale = (WIDTH - left - 190) / longest
     titles = _titles(f"{rows[0].name}: seconds, each technique on top of those above", rows, top)
     drawn, y, before = [titles], top + 92, None
     for row in rows:
         ratio = ratios.get((row.name, row.runner))
-        faster = ratio.median if ratio else rows[0].median / row.median
+        faster = ratio.median if ratio else rows[0].value / row.value
         drawn.append(_technique(row, before, faster if before else None, left, y, scale))
-        y, before = y + 36, row.median
+        y, before = y + 36, row.value
     axis = tag("line", x1=_n(left), x2=_n(left), y1=top + 84, y2=_n(y - 8), class_="axis")
     about = _quiet(f"{ABOUT_BARS} {rows[0].runner}.", x=16, y=_n(y + 16))
     return join([*drawn, axis, about]), y - top + 38
@@ -100,9 +100,9 @@ def _technique(
 ) -> Markup:
     """A name, a bar, what the technique saved or cost as a hollow end, the spread, and figures."""
     color = PEER if row.runner.startswith("diffusers") else OWN
-    end = left + row.median * scale
+    end = left + row.value * scale
     reach = max(end, left + (row.p80 or 0) * scale, left + (before or 0) * scale)
-    drawn = [
+    drawn: list[Markup | None] = [
         tag(
             "text",
             f"+ {row.runner}" if before else row.runner,
@@ -112,11 +112,11 @@ def _technique(
         ),
         tag("rect", x=_n(left), y=y, width=_n(end - left), height=22, fill=color),
     ]
-    if before and before > row.median:
+    if before and before > row.value:
         hollow = {"fill": color, "fill_opacity": 0.16, "height": 22}
-        drawn.append(tag("rect", x=_n(end), y=y, width=_n((before - row.median) * scale), **hollow))
+        drawn.append(tag("rect", x=_n(end), y=y, width=_n((before - row.value) * scale), **hollow))
     drawn.append(_spread(row, lambda value: left + value * scale, y + 11))
-    words = [tag("tspan", say.seconds(row.median), class_="strong")]
+    words = [tag("tspan", say.seconds(row.value), class_="strong")]
     if faster:
         words.append(tag("tspan", say.times(faster), dx=9, class_="quiet"))
     drawn.append(tag("text", *words, x=_n(reach + 12), y=y + 15))
@@ -124,9 +124,9 @@ def _technique(
 
 
 def _spread(row: Row, place: Callable[[float], float], y: float) -> Markup | None:
-    if row.p20 is None or row.p80 is None:
+    if row.percentiles is None:
         return None
-    low, high = _n(place(row.p20)), _n(place(row.p80))
+    low, high = (_n(place(value)) for value in row.percentiles)
     ends = [tag("line", x1=x, x2=x, y1=_n(y - 4), y2=_n(y + 4)) for x in (low, high)]
     across = tag("line", x1=low, x2=high, y1=_n(y), y2=_n(y))
     return tag("g", across, *ends, class_="spread")
@@ -155,7 +155,7 @@ def _growth(axis: str, rows: Sequence[Row], runners: Sequence[Runner], top: floa
     across = Scale.over(sizes, left, right, wide)
     if not wide:
         across = replace(across, ticks=[0.0, sizes[-1]])
-    up = Scale.over([row.p80 or row.median for row in rows], low, high, wide)
+    up = Scale.over([row.p80 or row.value for row in rows], low, high, wide)
     title = f"Seconds against {AXES[axis]}{', logarithmic' * wide}"
     drawn = [_titles(title, rows, top)]
     for tick in up.ticks:
@@ -189,7 +189,7 @@ def _lines(
             continue
         color, dash = LINES[index % len(LINES)], DASHES[index // len(LINES) % len(DASHES)]
         mine.sort(key=lambda row: float(row.sizes[axis]))
-        points = [(across.place(float(row.sizes[axis])), up.place(row.median)) for row in mine]
+        points = [(across.place(float(row.sizes[axis])), up.place(row.value)) for row in mine]
         path = "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points)
         line = {"stroke": color, "stroke_width": 2, "stroke_dasharray": dash, "fill": "none"}
         drawn.append(tag("path", d=path, **line))
@@ -258,9 +258,9 @@ def _quiet(words: str, **place: object) -> Markup:
 def _told(row: Row) -> str:
     """A row as the title that a pointer finds."""
     spread = ""
-    if row.p20 is not None and row.p80 is not None:
-        spread = f", 20th to 80th percentile {say.seconds(row.p20)} to {say.seconds(row.p80)}"
-    return f"{row.runner}, {row.dtype}, {row.shapes}: {say.seconds(row.median)}{spread}"
+    if row.percentiles is not None:
+        spread = f", 20th to 80th percentile {' to '.join(map(say.seconds, row.percentiles))}"
+    return f"{row.runner}, {row.dtype}, {row.shapes}: {say.seconds(row.value)}{spread}"
 
 
 def _picture(drawn: Sequence[Markup], height: float, title: str) -> str:

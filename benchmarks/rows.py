@@ -53,12 +53,24 @@ class Row:
     @property
     def sizes(self) -> dict[str, str]:
         """`shapes` by name."""
-        return dict(part.partition("=")[::2] for part in self.shapes.split())
+        pairs = (part.partition("=") for part in self.shapes.split())
+        return {name: size for name, _, size in pairs}
 
     @property
     def run(self) -> tuple[str, ...]:
         """Equal for rows of one run."""
         return self.device, self.bench, self.name, self.dtype
+
+    @property
+    def value(self) -> float:
+        """The median, of a row that was measured."""
+        assert self.median is not None, self  # what was skipped has none
+        return self.median
+
+    @property
+    def percentiles(self) -> tuple[float, float] | None:
+        """The 20th and the 80th; None for a single value."""
+        return None if self.p20 is None or self.p80 is None else (self.p20, self.p80)
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -153,11 +165,11 @@ def said(row: Row) -> str:
     where = " ".join(filter(None, (row.bench, row.name, row.shapes, row.dtype, row.runner)))
     if row.quantity == "skipped":
         return f"{where}: skipped, {row.note}"
-    spread = "" if row.p20 is None else f" ({row.p20:.4g} to {row.p80:.4g})"
+    spread = " ({:.4g} to {:.4g})".format(*row.percentiles) if row.percentiles else ""
     beside = f" beside {row.base}" if row.base else ""
     video = "" if row.psnr is None else f", PSNR {row.psnr:.1f} dB, SSIM {row.ssim:.4f}"
     quantity = row.quantity.replace("_", " ")
-    return f"{where}: {quantity} {row.median:.4g}{spread} {row.unit}{beside}{video}"
+    return f"{where}: {quantity} {row.value:.4g}{spread} {row.unit}{beside}{video}"
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -62,9 +62,9 @@ class Terms:
         engine = self.engine("float32", executor="eager")
         return engine.plan(PROMPT, num_frames=self.num_frames)
 
-    def noise(self, shape: Sequence[int]) -> Tensor:
+    def noise(self, shape: tuple[int, int, int, int]) -> Tensor:
         """Noise of as many seeds as the batch has."""
-        drawn = [initial_noise(tuple(shape), seed) for seed in range(self.batch)]
+        drawn = [initial_noise(shape, seed) for seed in range(self.batch)]
         return torch.cat(drawn).to(self.device)
 
     def shapes(self, shape: Sequence[int], scale: float) -> str:
@@ -111,7 +111,7 @@ def sampler(
 
 def exported(terms: Terms, folder: Path) -> Path:
     """Our graphs for onnxruntime; those that are there, if they are of these weights."""
-    from .. import export
+    from ..export.exporting import export
 
     place = folder / f"{name_of(terms)}_onnx"
     if place.is_dir():
@@ -167,7 +167,8 @@ def reference_sampler(
 
     model, before = reference_model(engine, steps, name)
     config = engine.checkpoint.component("scheduler").config
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    # Any: its annotations ask for `FloatTensor`, which is no type that a tensor has.
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
     count = noise.shape[0]
 
     @torch.inference_mode()
@@ -192,13 +193,14 @@ def reference_sampler(
 
 def reference_model(
     engine: engines.Engine, steps: int, name: str
-) -> tuple[nn.Module, Callable[[], Any]]:
+) -> tuple[Callable[..., Any], Callable[[], Any]]:
     """diffusers' transformer, and what is to be called before each video."""
     from diffusers import WanTransformer3DModel
 
     folder = engine.checkpoint.component("transformer").folder
     model = WanTransformer3DModel.from_pretrained(folder, dtype=engine.dtype).eval()
-    model = model.to(engine.device)
+    # diffusers wraps `to` so that to a checker it has lost its self
+    model = model.to(engine.device)  # pyright: ignore[reportArgumentType]
     if name == "diffusers compiled":
         return torch.compile(model), lambda: None
     if name != "cache-dit":

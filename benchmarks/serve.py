@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle
@@ -111,7 +111,7 @@ class Load:
 
     async def timed(self, kind: str, due: float, id: str) -> str | None:
         """One request, counted from when it was due; the id of what it made."""
-        how: dict[str, Callable[[], object]] = {
+        how: dict[str, Callable[[], Awaitable[dict]]] = {
             "retrieve": lambda: self.ask("GET", f"/v1/videos/{id}"),
             "list": lambda: self.ask("GET", "/v1/videos"),
             "create": lambda: self.ask("POST", "/v1/videos", {**ORDER, "steps": 1}),

@@ -96,9 +96,11 @@ def _answer(
         caption, seed=seed, conditions=shown.conditions(true), num_inference_steps=steps
     )
     rate, fps = engine.sound.config.sample_rate, int(video.fps)
-    found, wanted = detect(video.frames, video.audio, rate, fps), detect(true, None, rate, fps)
+    frames = video.frames
+    assert frames is not None  # pictures were asked for
+    found, wanted = detect(frames, video.audio, rate, fps), detect(true, None, rate, fps)
     new = shown.made(len(true))
-    error = np.square(video.frames[new].astype(float) - true[new]).mean()
+    error = np.square(frames[new].astype(float) - true[new]).mean()
     return {
         "motion": found.motion == scene.motion,
         "colour": found.color == scene.color,

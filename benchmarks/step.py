@@ -7,14 +7,18 @@ to 512 tokens, and one `predict` of ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import kernels
 from ..runtime.checkpoints.presets import TEXT_LENGTH
+from ..runtime.graphs.shells import TransformerGraphs
 from ..runtime.models.wan import KEEP_FP32, WanConfig, WanTransformer
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
 
 TOKENS = (42, 1)  # of the prompt and of the negative one, which is empty
 
@@ -61,7 +65,9 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
 
-def reference(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+def reference(
+    config: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> WanTransformer3DModel:
     """diffusers' transformer with random weights, some of its layers in fp32 as it loads them."""
     from diffusers import WanTransformer3DModel
 
@@ -74,7 +80,7 @@ def reference(config: dict[str, Any], device: torch.device, dtype: torch.dtype) 
 
 
 def ours(
-    model: torch.nn.Module,
+    model: WanTransformer3DModel,
     device: torch.device,
     dtype: torch.dtype,
     backends: Mapping[str, str] | None = None,
@@ -89,7 +95,10 @@ def ours(
 
 
 def bind(
-    native: WanTransformer, latents: Tensor, texts: list[Tensor], timestep: Tensor
+    native: WanTransformer | TransformerGraphs,
+    latents: Tensor,
+    texts: list[Tensor],
+    timestep: Tensor,
 ) -> Callable[[Tensor, int], Tensor]:
     """Our step, what is constant in a request computed."""
     longest = max(text.shape[1] for text in texts)
@@ -99,17 +108,20 @@ def bind(
 
 
 def reference_step(
-    model: torch.nn.Module, latents: Tensor, texts: list[Tensor], timestep: Tensor
+    model: WanTransformer3DModel,
+    latents: Tensor,
+    texts: list[Tensor],
+    timestep: Tensor,
+    compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """Both branches, one after the other, as `WanPipeline` runs them."""
     dtype = model.proj_out.weight.dtype
+    forward = torch.compile(model) if compiled else model
     prompts = [padded(text, TEXT_LENGTH).to(dtype) for text in texts]
 
     def step() -> Tensor:
-        rows = [
-            model(latents.to(dtype), timestep, prompt, return_dict=False)[0] for prompt in prompts
-        ]
-        return torch.cat(rows)
+        given = latents.to(dtype), timestep
+        return torch.cat([forward(*given, prompt, return_dict=False)[0] for prompt in prompts])
 
     return step
 

@@ -89,7 +89,7 @@ def turns(rows: Sequence[Row]) -> str:
         what = row.runner + (", 95th percentile" if row.quantity == "p95_seconds" else "")
         cells = (row.bench, what, row.dtype, row.shapes, _seconds(row), _spread(row))
         lines.append("| " + " | ".join(cells) + " |")
-    return _table(mine and lines, "", mine)
+    return _table(lines if mine else [], "", mine)
 
 
 def plan(rows: Sequence[Row]) -> str:
@@ -102,8 +102,8 @@ def plan(rows: Sequence[Row]) -> str:
         show = _seconds if row.unit == "s" else _megabytes
         what = row.quantity.replace("_bytes", " memory").replace("_seconds", "")
         cells = (f"{row.name}, {row.dtype}", what, show(row), show(found))
-        lines.append("| " + " | ".join(cells) + f" | {row.median / found.median:.2f} |")
-    return _table(mine and lines, "", mine)
+        lines.append("| " + " | ".join(cells) + f" | {row.value / found.value:.2f} |")
+    return _table(lines if mine else [], "", mine)
 
 
 def serve(rows: Sequence[Row]) -> str:
@@ -115,7 +115,7 @@ def serve(rows: Sequence[Row]) -> str:
         what = " ".join(filter(None, (row.name, row.shapes)))
         quantity = row.quantity.replace("_", " ")
         lines.append(f"| {what} | {row.runner} | {quantity} | {value} | {_spread(row)} |")
-    return _table(mine and lines, "", mine)
+    return _table(lines if mine else [], "", mine)
 
 
 def gpu(rows: Sequence[Row]) -> str:
@@ -184,7 +184,7 @@ def _line(row: Row, group: Sequence[Row], base: str, extra: Sequence[str]) -> st
 
 
 def _seconds(row: Row) -> str:
-    return f"{row.median:.2f} s" if row.median >= 1 else _small(row.median)
+    return f"{row.value:.2f} s" if row.value >= 1 else _small(row.value)
 
 
 def _small(seconds: float) -> str:
@@ -192,25 +192,24 @@ def _small(seconds: float) -> str:
 
 
 def _megabytes(row: Row) -> str:
-    return f"{row.median / 1e6:.1f} MB"
+    return f"{row.value / 1e6:.1f} MB"
 
 
 def _spread(row: Row) -> str:
-    if row.p20 is None or row.p80 is None:
+    if row.percentiles is None:
         return ""
+    low, high = row.percentiles
     if row.unit != "s":
-        return f"{row.p20:.4g} to {row.p80:.4g}"
-    return f"{row.p20:.2f} to {row.p80:.2f}" if row.median >= 1 else _small_spread(row)
-
-
-def _small_spread(row: Row) -> str:
-    scale = 1e3 if row.median >= 1e-3 else 1e6
-    return f"{scale * row.p20:.1f} to {scale * row.p80:.1f}"
+        return f"{low:.4g} to {high:.4g}"
+    if row.value >= 1:
+        return f"{low:.2f} to {high:.2f}"
+    scale = 1e3 if row.value >= 1e-3 else 1e6
+    return f"{scale * low:.1f} to {scale * high:.1f}"
 
 
 def _times(row: Row) -> str:
-    spread = "" if row.p20 is None else f" ({row.p20:.2f} to {row.p80:.2f})"
-    return f"{row.median:.2f}{spread}"
+    spread = " ({:.2f} to {:.2f})".format(*row.percentiles) if row.percentiles else ""
+    return f"{row.value:.2f}{spread}"
 
 
 def _table(lines: Sequence[str], told: str, rows: Sequence[Row]) -> str:

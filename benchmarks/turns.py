@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from ..runtime import engine as engines
 from ..runtime.checkpoints.checkpoint import open_checkpoint
+from ..runtime.components import Options
 from ..runtime.requests.request import Request
 from ..runtime.sessions.progress import Progress
 from . import rows
@@ -75,7 +76,7 @@ def overhead(repeats: int) -> list[Row]:
         def session(self, request: Any, **fields: Any) -> Any:
             return Counting()
 
-    pretend = Pretend(open_checkpoint(), torch.device("cpu"), torch.float32)
+    pretend = Pretend(open_checkpoint(), torch.device("cpu"), torch.float32, Options())
     engine = engines.load(device="cpu")
 
     def turns() -> None:
@@ -176,7 +177,7 @@ def _alternate(
     return seconds
 
 
-def _each(count: int, work: Callable[[], Any]) -> Sequence[float]:
+def _each(count: int, work: Callable[[], Any]) -> list[float]:
     seconds = []
     for _ in range(count):
         started = time.perf_counter()
