@@ -97,7 +97,7 @@ def test_what_is_no_picture_is_refused(folder, tmp_path):
     (tmp_path / "note.png").write_text("no picture")
     for wrong, words in (
         (tmp_path / "note.png", r"note\.png' cannot be read"),
-        (tmp_path / "nothing.png", r"nothing\.png' cannot be read: No such file"),
+        (tmp_path / "nothing.png", r"nothing\.png' cannot be read: no such file"),
         (np.zeros((4, 4)), r"shape \(4, 4\)"),
         (np.full((4, 4, 3), 2.0), "floats from 0 to 1"),
         (3, "given as int"),
