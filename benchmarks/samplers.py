@@ -206,7 +206,7 @@ def reference_model(
     if name != "cache-dit":
         return model, lambda: None
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "WARNING")  # else it talks on standard output
-    import cache_dit
+    import cache_dit  # pyright: ignore[reportMissingImports]  # a peer, installed by hand
 
     options = {**CACHED, "max_warmup_steps": steps // 5, "num_inference_steps": steps}
     cache_dit.enable_cache(model, cache_config=cache_dit.DBCacheConfig(**options))
