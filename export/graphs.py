@@ -149,13 +149,11 @@ def transformer_graphs(
         grid = (sizes.frames, sizes.rows, sizes.columns)
         sides = (size * p for size, p in zip(grid, patch, strict=True))
         spread = (s if varies else 1 for s, varies in zip(grid, timestep_axes, strict=True))
+        latents = torch.randn(sizes.batch, model.config.in_channels, *sides, device=device)
+        timesteps = 1000 * torch.rand(sizes.batch, *spread, device=device)
         with torch.no_grad():
             context = text.context(seen(sizes))
-        return {
-            "latents": torch.randn(sizes.batch, model.config.in_channels, *sides, device=device),
-            "timesteps": 1000 * torch.rand(sizes.batch, *spread, device=device),
-            **flatten("text", context),
-        }
+        return {"latents": latents, "timesteps": timesteps, **flatten("text", context)}
 
     limit = model.config.rope_max_seq_len
     most = {"frames": limit, "rows": limit, "columns": limit}
