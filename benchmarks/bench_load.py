@@ -8,7 +8,7 @@ import torch
 import kinema
 from kinema.benchmarks import load
 from kinema.runtime.checkpoints import weights
-from kinema.runtime.models.wan import WanTransformer
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 GIGABYTES = 0.25
 

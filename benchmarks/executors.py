@@ -31,7 +31,7 @@ from ..runtime.execution import executor as executors
 from ..runtime.graphs import manifest
 from ..runtime.graphs.opening import Graphs
 from ..runtime.graphs.shells import TransformerGraphs
-from ..runtime.models.wan import WanTransformer
+from ..runtime.models.wan.transformer import WanTransformer
 from ..runtime.sampling.latents import initial_noise
 from . import rows, step
 from .measure import Bounds, turns

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..runtime.checkpoints import weights
 from ..runtime.checkpoints.shards import SINGLE_FILES
-from ..runtime.models.wan import WanConfig, WanTransformer
+from ..runtime.models.wan.config import WanConfig
+from ..runtime.models.wan.transformer import WanTransformer
 from . import rows
 from .measure import interleave
 from .rows import Row

@@ -26,7 +26,8 @@ from torch.autograd.profiler import profile
 from ..runtime.checkpoints.checkpoint import EMBEDDED_FOLDER
 from ..runtime.engine import Engine, load
 from ..runtime.execution.pack import PackedLinear
-from ..runtime.models.wan import WanConfig, WanTransformer
+from ..runtime.models.wan.config import WanConfig
+from ..runtime.models.wan.transformer import WanTransformer
 from ..runtime.planning import cost, device
 from ..runtime.requests.request import Request
 from . import rows

@@ -15,7 +15,9 @@ from torch import Tensor
 from .. import kernels
 from ..runtime.checkpoints.presets import TEXT_LENGTH
 from ..runtime.graphs.shells import TransformerGraphs
-from ..runtime.models.wan import KEEP_FP32, WanConfig, WanTransformer
+from ..runtime.models.wan.config import WanConfig
+from ..runtime.models.wan.sizes import Wan
+from ..runtime.models.wan.transformer import WanTransformer
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -74,7 +76,7 @@ def reference(
     with torch.device(device):
         model = WanTransformer3DModel(**config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
-        if not KEEP_FP32 & set(name.split(".")):
+        if not Wan.KEEP_FP32 & set(name.split(".")):
             parameter.data = parameter.data.to(dtype)
     return model
 

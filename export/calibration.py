@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.formats import LEAST_PEAK
-from ..runtime.checkpoints.presets import presets_of
 from ..runtime.requests.request import Request
 from .eight_bits import LARGEST, nearest, watched
 
@@ -76,7 +75,7 @@ class Sampler:
         return [self.engine.generate(replace(request, output=output)) for request in requests]
 
     def _request(self, prompt: str, seed: int) -> Request:
-        presets = presets_of(self.checkpoint)
+        presets = self.checkpoint.presets
         if self.checkpoint.vocabulary is not None:
             return Request(prompt, seed=seed, num_inference_steps=STEPS)
         side = presets.min_size

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir
 
-from ..runtime.checkpoints.presets import TEXT_LENGTH, presets_of
+from ..runtime.checkpoints.presets import PICTURE_TOKENS, TEXT_LENGTH
 from ..runtime.files import cache_folder
 from ..runtime.graphs.tensorrt import find, flavour_of
 from ..runtime.hashes import file_hash
-from ..runtime.planning.cost import PICTURE_TOKENS, shapes_of
+from ..runtime.planning.cost import shapes_of
 from ..runtime.planning.plan import resolve
 from ..runtime.requests.request import Request
 from . import tensorrt
@@ -139,7 +139,7 @@ def _in_half(graph: Any, node: Any) -> None:
 def clips_of(checkpoint: Checkpoint, clips: tuple[Clip, ...]) -> Iterator[tuple[Plan, bool]]:
     """Plans of the clips asked for, and whether the engine takes exactly these; refused where the
     checkpoint cannot make one."""
-    presets = presets_of(checkpoint)
+    presets = checkpoint.presets
     default = Clip(presets.width, presets.height, presets.num_frames)
     for width, height, num_frames in clips or (default,):
         picture, given = np.zeros((height, width, 3), np.uint8), {}
@@ -166,7 +166,7 @@ def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> Siz
     names = "frames", "rows", "columns"
     grid = {name: side // p for name, side, p in zip(names, sides, patch, strict=True)}
     sizes = {"batch": rows, "tokens": tokens, "seen": seen, **_ranges(grid, exact)}
-    if presets_of(checkpoint).conditions == "control":
+    if checkpoint.presets.conditions == "control":
         least, best, most = sizes["frames"]
         sizes["frames"] = least, best, most + REFERENCES
     return sizes

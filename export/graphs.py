@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..kernels import Operations, Rope
 from ..kernels.operations import registered
 from ..runtime.checkpoints.checkpoint import TRANSFORMERS
-from ..runtime.checkpoints.presets import presets_of
 from ..runtime.graphs.names import flatten, rebuild
 from ..runtime.models.layers import Sizes
 from .axes import Axes, find_axes
@@ -59,7 +58,7 @@ class Graph:
 def graphs_of(engine: Engine, component: str) -> Iterator[Graph]:
     """The graphs of one component of an engine on the CPU, by its name in the index."""
     if component in TRANSFORMERS:
-        axes = presets_of(engine.checkpoint).timestep_axes
+        axes = engine.checkpoint.presets.timestep_axes
         return transformer_graphs(getattr(engine, component), component, axes)
     return OTHERS[component](engine)
 
@@ -179,7 +178,7 @@ class CodeGraph(nn.Module):
 
 
 def _vae(engine: Engine) -> Iterator[Graph]:
-    presets = presets_of(engine.checkpoint)
+    presets = engine.checkpoint.presets
     channels, stride = presets.latent_channels, presets.spatial_stride
     vae = engine.vae
     for coder, given, made, shape in (

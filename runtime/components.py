@@ -14,7 +14,7 @@ import torch
 
 from .. import kernels
 from ..kernels import Operations
-from . import registry
+from . import opening
 from .checkpoints.checkpoint import TRANSFORMERS, Checkpoint
 from .conditioning.text import TextEncoder
 from .conditioning.text_cache import EmbeddingCache
@@ -105,7 +105,7 @@ class Components:
 
     def _transformer(self, name: str) -> Any:
         if self.graphs is not None and self.graphs.has(name):
-            config = registry.config_of(self.checkpoint, name)
+            config = opening.config_of(self.checkpoint, name)
             return self.graphs.transformer(name, config)
         model, executor = self._open(name, self.dtype), self.executor
         if self.graphs is not None:
@@ -148,7 +148,7 @@ class Components:
             return True
 
     def _open(self, name: str, dtype: torch.dtype) -> Any:
-        return registry.open_component(
+        return opening.open_component(
             self.checkpoint, name, self.device, dtype, self.backends, self.offload.home
         )
 
@@ -158,7 +158,7 @@ class Components:
         found = self.checkpoint.components
         names = [name for name in TRANSFORMERS if name in found]
         return LoraSet(
-            names, lambda name: registry.open_loras(self.checkpoint, name, getattr(self, name))
+            names, lambda name: opening.open_loras(self.checkpoint, name, getattr(self, name))
         )
 
     @cached_property
@@ -173,7 +173,7 @@ class Components:
         """The sound codec, or None for a silent model."""
         if self.checkpoint.presets.sound is None:
             return None
-        return registry.open_component(self.checkpoint, "audio", self.device, torch.float32)
+        return opening.open_component(self.checkpoint, "audio", self.device, torch.float32)
 
     @cached_property
     def projection(self) -> Projection:

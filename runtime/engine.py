@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from .checkpoints.checkpoint import TRANSFORMERS, Checkpoint, open_checkpoint
-from .checkpoints.presets import presets_of
 from .components import Components, Options
 from .errors import UsageError
 from .execution import executor as executors
@@ -90,7 +89,6 @@ class Engine(Components):
         dtype: torch.dtype | None,
         options: Options,
     ) -> None:
-        presets_of(checkpoint)  # a checkpoint that cannot run is refused here
         checkpoint.check()
         check_tile(options.tile, checkpoint)
         super().__init__(checkpoint, device, dtype, options)

@@ -1,153 +1,101 @@
-"""Names in a checkpoint's index and what opens them; nothing is imported before it is asked for."""
+"""What a checkpoint's index may name, and where all that is known of it lives.
+
+A row holds places, `module:name` below this package; what stands there is imported when it is
+asked for. Families are named here, and in their own modules, and nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-import torch
-from torch import nn
-
-from .. import kernels
-from .checkpoints import weights
-from .checkpoints.originals import Original
-from .checkpoints.shards import Entry, read_entries
-from .errors import KinemaError, UsageError
-from .lora.changes import Changes
-from .lora.loaded import Loras
-
-if TYPE_CHECKING:
-    from .checkpoints.checkpoint import Checkpoint, Component
-
-Opener = Callable[
-    ["Component", torch.device, torch.dtype, Mapping[str, str], torch.device], nn.Module
-]
-
-
-def native(module: str, model: str, config: str) -> Opener:
-    """Opens a module of our own: `model(config.from_dict(...))`, with streamed weights."""
-
-    def open_native(component, device, dtype, backends, home) -> nn.Module:
-        found = _import(module)
-        values = getattr(found, config).from_dict(component.config)
-        create = getattr(found, model)
-        return weights.load(lambda: create(values), component.folder, None, home, dtype)
-
-    return open_native
+from .errors import KinemaError
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """Opens a transformer of our own, its operations bound for the device.
+    """A transformer of our own.
 
-    Its config has `weight_table()`, which names published weights, and `attention_head_dim`. The
-    module `original` holds the names (`ORIGINAL`) that the repository of the model's authors gives
-    them, if it is given: weights named so open as well.
+    `config` has `from_dict`, `weight_table()`, which names published weights, and
+    `attention_head_dim`; `model` is made of it and of the bound `Operations`. `sizes` is made of a
+    ledger, a config.json, `Shapes` and the bytes of an item, with `bind()`, which counts what is
+    constant in a request and gives what of it is held, `step()`, and `KEEP_FP32`, parts of names of
+    weights that are held in float32. `original`, if it is given, is the module of the names that
+    the repository of the model's authors gives the weights (`ORIGINAL`, `is_published`, `config`).
     """
 
-    module: str
     model: str
     config: str
+    sizes: str
     original: str | None = None
 
-    def __call__(self, component, device, dtype, backends, home) -> nn.Module:
-        values, entries = self.read(component)
-        create = getattr(_import(self.module), self.model)
-        try:
-            ops = kernels.bind(device, dtype, values.attention_head_dim, backends)
-        except (ValueError, RuntimeError) as error:
-            raise UsageError(str(error)) from None
-        table = values.weight_table()
-        return weights.load(lambda: create(values, ops), entries, table, home, dtype)
 
-    def read(self, component: Component) -> tuple[Any, dict[str, Entry]]:
-        """The config, and what the files hold by published name."""
-        entries = self.names().published(read_entries(component.folder))
-        return self.config_of(component), entries
+@dataclass(frozen=True)
+class Part:
+    """Any other component. `opens` is a class, made of its `config`, whose weights are our own, or
+    where no config is given a function of folder, device and dtype. `sizes` counts its work."""
 
-    def names(self) -> Original:
-        """The names that its authors give its weights; none where they are the published ones."""
-        if self.original is None:
-            return Original({}, frozenset())
-        return _import(self.original).ORIGINAL
-
-    def config_of(self, component: Component) -> Any:
-        """The config."""
-        return getattr(_import(self.module), self.config).from_dict(component.config)
-
-    def loras(self, component: Component, module: nn.Module, name: str) -> Loras:
-        """What loads LoRAs onto the opened transformer; none is loaded yet."""
-        values, entries = self.read(component)
-        with torch.device("meta"):
-            like = getattr(_import(self.module), self.model)(values).state_dict()
-        changes = Changes(module, like, values.weight_table(), entries)
-        return Loras(changes, self.names(), name)
+    opens: str
+    sizes: str
+    config: str | None = None
 
 
-def function(module: str, name: str) -> Opener:
-    """Opens through `name(folder, device, dtype)`, where another library holds the class."""
-
-    def open_foreign(component, device, dtype, backends, home) -> nn.Module:
-        return getattr(_import(module), name)(component.folder, home, dtype)
-
-    return open_foreign
-
-
-OPENERS: dict[str, Opener] = {
+TRANSFORMERS = {
     "WanTransformer3DModel": Transformer(
-        "models.wan", "WanTransformer", "WanConfig", "models.wan_original"
+        model="models.wan.transformer:WanTransformer",
+        config="models.wan.config:WanConfig",
+        sizes="models.wan.sizes:Wan",
+        original="models.wan.original",
     ),
     "WanVACETransformer3DModel": Transformer(
-        "models.wan_vace", "WanVaceTransformer", "WanVaceConfig", "models.wan_original"
+        model="models.wan.vace:WanVaceTransformer",
+        config="models.wan.vace:WanVaceConfig",
+        sizes="models.wan.sizes:WanVace",
+        original="models.wan.original",
     ),
-    "AutoencoderKinema": native("vaes.kinema", "AutoencoderKinema", "KinemaVAEConfig"),
-    "AutoencoderKLWan": function("vaes.wan", "open_wan_vae"),
-    "KinemaSound": native("vaes.audio", "KinemaSound", "SoundConfig"),
 }
+# `sizes`: of a ledger and a config.json, with `decode(latents, tile)`, `encode(latents)` and
+# `why_whole(config)`, which says why it does not work in tiles, or None
+VAES = {
+    "AutoencoderKinema": Part(
+        opens="vaes.kinema:AutoencoderKinema",
+        config="vaes.kinema:KinemaVAEConfig",
+        sizes="vaes.kinema_sizes:KinemaVae",
+    ),
+    "AutoencoderKLWan": Part(opens="vaes.wan:open_wan_vae", sizes="vaes.wan_sizes:WanVae"),
+}
+# `sizes`: a function of a ledger, a config.json, the frames of the video and the samples
+SOUNDS = {
+    "KinemaSound": Part(
+        opens="vaes.audio:KinemaSound",
+        config="vaes.audio:SoundConfig",
+        sizes="vaes.audio_sizes:kinema_sound",
+    )
+}
+# Sizes alone, since another library opens them: a function of a ledger, a config.json, tokens and
+# the bytes of an item
+TEXT_ENCODERS = {"UMT5EncoderModel": "conditioning.text_sizes:umt5"}
+# Pipeline classes: `presets_of(checkpoint)`, what it makes unless told otherwise, and its limits
+PIPELINES = dict.fromkeys(
+    ("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline", "WanDMDPipeline"),
+    "models.wan.presets:presets_of",
+)
+
+Row = TypeVar("Row")
 
 
-def open_component(
-    checkpoint: Checkpoint,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    backends: Mapping[str, str] | None = None,
-    home: torch.device | None = None,
-) -> Any:
-    """Open one part of a checkpoint; raises `KinemaError` naming the known classes for another.
-
-    `backends`: what runs an operation of a transformer, by name; see `kernels.bind`. `home`: where
-    its weights go, if not to the device that it works on.
-    """
-    component, home = checkpoint.component(name), device if home is None else home
-    return _opener(checkpoint, name, component)(component, device, dtype, backends or {}, home)
+def at(place: str) -> Any:
+    """What stands at a place: a module, or a name in one (`module:name`)."""
+    module, _, name = place.partition(":")
+    found = import_module(f".{module}", __package__)
+    return getattr(found, name) if name else found
 
 
-def config_of(checkpoint: Checkpoint, name: str) -> Any:
-    """The config of a transformer, as its module has it; no weight is read."""
-    component = checkpoint.component(name)
-    return _opener(checkpoint, name, component).config_of(component)
-
-
-def open_loras(checkpoint: Checkpoint, name: str, module: nn.Module) -> Loras:
-    """What loads LoRAs onto a part opened before; raises `UsageError` for one that takes none."""
-    component = checkpoint.component(name)
-    opener = _opener(checkpoint, name, component)
-    if not isinstance(opener, Transformer):
-        raise UsageError(f"{name} of {checkpoint.name!r} takes no LoRA: {component.class_name}")
-    return opener.loras(component, module, name)
-
-
-def _opener(checkpoint: Checkpoint, name: str, component: Component) -> Opener:
-    if component.class_name not in OPENERS:
-        kind, known = component.class_name[:80].split("\n")[0], ", ".join(sorted(OPENERS))
-        raise KinemaError(
-            f"{name} of {checkpoint.name!r} is a {kind}, which is not known; known: {known}"
-        )
-    return OPENERS[component.class_name]
-
-
-def _import(module: str) -> Any:
-    return import_module(f".{module}", __package__)
+def row(table: Mapping[str, Row], class_name: str, what: str) -> Row:
+    """A class's row; raises `KinemaError`, naming the known classes, for `what` is another."""
+    if class_name not in table:
+        kind, known = class_name[:80].split("\n")[0], ", ".join(sorted(table))
+        raise KinemaError(f"{what} is a {kind}, which is not known; known: {known}")
+    return table[class_name]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.runtime import registry
+from kinema.runtime import opening
 from kinema.runtime.checkpoints.checkpoint import open_checkpoint
 from kinema.runtime.errors import UsageError
 from kinema.runtime.vaes.audio import GROUP, STRIP_ROWS, KinemaSound, SoundConfig
@@ -94,7 +94,7 @@ def test_another_frame_rate_keeps_contacts_in_step(codec):
 def test_ambience_has_no_burst_at_its_ends(background):
     """The shipped codec's spectrogram sees a reflection at the ends, which must not be heard."""
     wave = torch.from_numpy(clip("still", background))
-    codec = registry.open_component(open_checkpoint(), "audio", torch.device("cpu"), torch.float32)
+    codec = opening.open_component(open_checkpoint(), "audio", torch.device("cpu"), torch.float32)
     heard = codec.decode(codec.encode(wave, FRAMES)).abs()
     assert max(heard[:800].max(), heard[-800:].max()) < 1.5 * heard[800:-800].max()
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import kinema
-from kinema.runtime.models import wan
 from kinema.runtime.models.batching import Meeting, forward, run_together
+from kinema.runtime.models.wan import transformer as wan
 
 
 class Doubling:

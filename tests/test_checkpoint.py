@@ -42,6 +42,8 @@ def test_what_is_open_is_taken_as_it_is(checkpoint_folder: Path):
 
 def test_a_pipeline_without_presets_takes_those_of_its_class(checkpoint_folder: Path):
     edit_index(checkpoint_folder, kinema={})
+    (checkpoint_folder / "vae").mkdir()
+    (checkpoint_folder / "vae" / "config.json").write_text("{}")
     presets = open_checkpoint(checkpoint_folder).presets
     assert (presets.num_frames, presets.width, presets.height, presets.fps) == (81, 832, 480, 16)
     edit_index(checkpoint_folder, _class_name="OtherPipeline")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.runtime.checkpoints.presets import PIPELINES
 from kinema.runtime.errors import UsageError
 from kinema.runtime.media import clips
+from kinema.runtime.models.wan.presets import PIPELINES
 from kinema.runtime.requests.conditions import Condition, check, place, references
 
 PICTURE = np.zeros((6, 8, 3), np.uint8)

@@ -19,14 +19,17 @@ from kinema.runtime.checkpoints.checkpoint import EMBEDDED_FOLDER, open_checkpoi
 from kinema.runtime.engine import load
 from kinema.runtime.errors import KinemaError, UsageError
 from kinema.runtime.execution import pack
-from kinema.runtime.models.wan import KEEP_FP32, WanConfig, WanTransformer
-from kinema.runtime.planning import cost, costs, fit, weight_sizes
+from kinema.runtime.ledger import COUNT_FLOPS, Ledger, Shapes, Work
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.sizes import Wan, WanVace
+from kinema.runtime.models.wan.transformer import WanTransformer
+from kinema.runtime.models.wan.vace import WanVaceConfig, WanVaceTransformer
+from kinema.runtime.planning import cost, fit, weight_sizes
 from kinema.runtime.planning.cost import Runner, Setting
-from kinema.runtime.planning.costs.ledger import COUNT_FLOPS, Ledger, Work
-from kinema.runtime.planning.costs.wan import Shapes
 from kinema.runtime.planning.plan import resolve
 from kinema.runtime.requests.request import Request
 from kinema.runtime.vaes.decode import to_uint8
+from kinema.runtime.vaes.wan_sizes import WanVae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PROMPT = "a red ball bounces on the grass"
@@ -50,7 +53,7 @@ def transformer(dtype=torch.float32, packed=False):
     ops = kernels.bind("cpu", dtype, config.attention_head_dim)
     model = WanTransformer(config, ops).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
-        if not KEEP_FP32 & set(name.split(".")):
+        if not Wan.KEEP_FP32 & set(name.split(".")):
             parameter.data = parameter.data.to(dtype)
     if packed:
         pack.pack_linears(model.blocks)
@@ -63,6 +66,12 @@ def bound(model, shapes):
     return model.bind((1, *shapes.latents), torch.linspace(1000, 1, shapes.steps), text, pads)
 
 
+def bound_step(sizes):
+    """Counts a step, what is bound being held."""
+    held = sizes.bind()
+    return lambda: sizes.step() if held is not None else None
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_flops_of_a_step_are_those_that_torch_counts(rows):
     shapes = Shapes((16, 3, 12, 16), 4, rows, 9)
@@ -72,7 +81,7 @@ def test_flops_of_a_step_are_those_that_torch_counts(rows):
         with FlopCounterMode(display=False) as counter:
             predict(latents, 0)
     ledger = Ledger()
-    step = costs.TRANSFORMERS["WanTransformer3DModel"](ledger, CONFIG, shapes, 4)
+    step = bound_step(Wan(ledger, CONFIG, shapes, 4))
     ledger.take()
     step()
     # (It has no formula for the attention kernel of a CPU.)
@@ -80,7 +89,7 @@ def test_flops_of_a_step_are_those_that_torch_counts(rows):
     assert flops(counted) == counter.get_total_flops()
     tokens, width, blocks = 3 * 6 * 8, 3 * 64, 3
     queries = tokens * (1 + (blocks - 1) * rows), tokens * blocks * rows  # the first are shared
-    attention = 4 * width * (queries[0] * tokens + queries[1] * shapes.text_keys)
+    attention = 4 * width * (queries[0] * tokens + queries[1] * 16)
     assert flops(ledger.work) - flops(counted) == attention
 
 
@@ -111,7 +120,7 @@ def test_memory_of_a_step_is_what_the_allocator_hands_out(dtype, packed, shapes,
         predict(latents, 0)
         measured = allocated(lambda: predict(latents, 0))
     ledger = Ledger(packed=packed)
-    step = costs.TRANSFORMERS["WanTransformer3DModel"](ledger, CONFIG, shapes, dtype.itemsize)
+    step = bound_step(Wan(ledger, CONFIG, shapes, dtype.itemsize))
     ledger.take()
     held = ledger.live
     step()
@@ -121,9 +130,8 @@ def test_memory_of_a_step_is_what_the_allocator_hands_out(dtype, packed, shapes,
 
 
 def test_a_step_with_blocks_of_control():
-    wan_vace = pytest.importorskip("kinema.runtime.models.wan_vace")
     config = {**CONFIG, "vace_layers": (0, 2), "vace_in_channels": 96}
-    model = wan_vace.WanVaceTransformer(wan_vace.WanVaceConfig(**config)).eval()
+    model = WanVaceTransformer(WanVaceConfig(**config)).eval()
     shapes = Shapes((16, 3, 12, 16), 4, 2, 9)
     control, latents = torch.zeros(1, 96, 3, 12, 16), torch.zeros(1, 16, 3, 12, 16)
     with torch.inference_mode():
@@ -134,7 +142,7 @@ def test_a_step_with_blocks_of_control():
         with FlopCounterMode(display=False) as counter:
             predict(latents, 0)
     ledger = Ledger()
-    step = costs.TRANSFORMERS["WanVACETransformer3DModel"](ledger, config, shapes, 4)
+    step = bound_step(WanVace(ledger, config, shapes, 4))
     ledger.take()
     held = ledger.live
     step()
@@ -150,7 +158,7 @@ def test_memory_that_stays_bound_is_what_the_allocator_keeps():
         bound(model, shapes)
         top = allocated(lambda: kept.append(bound(model, shapes)))
     ledger = Ledger()
-    step = costs.TRANSFORMERS["WanTransformer3DModel"](ledger, CONFIG, shapes, 4)
+    step = bound_step(Wan(ledger, CONFIG, shapes, 4))
     assert step and ledger.peak / top == pytest.approx(1, abs=0.15)
 
 
@@ -191,7 +199,7 @@ def test_decoding_with_wans_autoencoders(config, shape, tile):
         with FlopCounterMode(display=False) as counter:
             decode()
     ledger = Ledger()
-    costs.VAES["AutoencoderKLWan"](ledger, dict(vae.config), shape, tile)
+    WanVae(ledger, dict(vae.config)).decode(shape, tile)
     assert ledger.peak / measured == pytest.approx(1, abs=0.1)
     assert flops(ledger.work) / counter.get_total_flops() == pytest.approx(1, abs=0.01)
 
@@ -269,13 +277,13 @@ def test_two_passes_hold_less_and_do_the_shared_part_twice(big_checkpoint):
 
 def test_an_unknown_class_is_told(big_checkpoint):
     index = {**big_checkpoint.index, "vae": ["diffusers", "AutoencoderKLCogVideoX"]}
-    with pytest.raises(KinemaError, match=r"AutoencoderKLCogVideoX are not known; known: Auto"):
+    with pytest.raises(KinemaError, match=r"AutoencoderKLCogVideoX, which is not known; known: Auto"):
         cost.count(big_plan(big_checkpoint), replace(big_checkpoint, index=index), Runner(), 8)
 
 
 def test_a_transformer_in_the_authors_own_files_costs_the_same(tmp_path):
     """Their config has other names, or is not there; shapes in the headers tell it."""
-    from kinema.runtime.models.wan_original import ORIGINAL
+    from kinema.runtime.models.wan.original import ORIGINAL
 
     embedded = open_checkpoint()
     published = load_file(embedded.component("transformer").folder / WEIGHTS)
@@ -503,7 +511,6 @@ def test_every_kind_of_work_that_counts_flops_says_so():
 
 def test_weights_are_counted_as_they_are_held():
     sizes = weight_sizes.weight_bytes(open_checkpoint(), "bfloat16")
-    assert weight_sizes.KEPT_FP32 == KEEP_FP32
     module = transformer_of_embedded(torch.bfloat16)
     assert sizes["transformer"] == sum(x.nbytes for x in module.parameters())
 
@@ -525,10 +532,10 @@ def test_blocks_are_told_by_their_names(name, block):
 
 
 def transformer_of_embedded(dtype):
-    from kinema.runtime import registry
+    from kinema.runtime import opening
 
     checkpoint = open_checkpoint(EMBEDDED_FOLDER)
-    return registry.open_component(checkpoint, "transformer", torch.device("cpu"), dtype)
+    return opening.open_component(checkpoint, "transformer", torch.device("cpu"), dtype)
 
 
 def test_sizes_agree_on_elements():

@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kinema.benchmarks.plan import allocated
 from kinema.runtime.checkpoints.checkpoint import open_checkpoint
-from kinema.runtime.planning.costs.encoders import wan_vae_encode
-from kinema.runtime.planning.costs.ledger import Ledger
-from kinema.runtime.planning.costs.steps import branches_of_steps
+from kinema.runtime.ledger import Ledger
+from kinema.runtime.planning.branches import branches_of_steps
 from kinema.runtime.planning.plan import resolve
 from kinema.runtime.requests.guidance_options import Guidance
 from kinema.runtime.requests.request import Request
 from kinema.runtime.sampling.guidance import count_branches
 from kinema.runtime.sessions.pipeline import scheduled
+from kinema.runtime.vaes.wan_sizes import WanVae
 
 NARROW = {"base_dim": 16}
 NARROW_22 = {
@@ -50,7 +50,7 @@ def test_encoding_with_wans_autoencoders(config, latents):
         with FlopCounterMode(display=False) as counter:
             vae.encode_chunks(chunks)
     ledger = Ledger()
-    wan_vae_encode(ledger, dict(vae.config), latents)
+    WanVae(ledger, dict(vae.config)).encode(latents)
     flops = sum(one.flops * times for one, times in ledger.work.items())
     assert flops / counter.get_total_flops() == pytest.approx(1, abs=0.01)
     assert ledger.peak / measured == pytest.approx(1, abs=0.15)

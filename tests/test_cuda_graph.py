@@ -10,7 +10,8 @@ from torch import nn
 from kinema.runtime.errors import UsageError
 from kinema.runtime.execution import cuda_graph, executor
 from kinema.runtime.execution.cuda_graph import Graphed
-from kinema.runtime.models.wan import WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 CONFIG = {
     "num_attention_heads": 2,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kinema.runtime.errors import UsageError
-from kinema.runtime.models.wan import WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.transformer import WanTransformer
 from kinema.runtime.planning.plan import Track
 from kinema.runtime.sampling.denoise import denoise
 from kinema.runtime.sampling.guidance import guide, is_guided

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kinema.runtime.errors import KinemaError
+from kinema.runtime.ledger import Work
 from kinema.runtime.planning import device
-from kinema.runtime.planning.costs.ledger import Work
 from kinema.runtime.planning.device import Ceilings, interpolate, rising
 from kinema.runtime.planning.trials import Trial, trials
 

@@ -9,14 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kinema
 from kinema.benchmarks.plan import allocated
-from kinema.runtime.checkpoints.presets import presets_of
 from kinema.runtime.conditioning.given import Given
 from kinema.runtime.conditioning.shown import given_of
-from kinema.runtime.planning.costs.encoders import kinema_vae_encode
-from kinema.runtime.planning.costs.ledger import Ledger
+from kinema.runtime.ledger import Ledger
 from kinema.runtime.requests.conditions import Condition, check, ends, place
 from kinema.runtime.requests.request import Request
 from kinema.runtime.vaes.kinema import AutoencoderKinema, KinemaVAEConfig
+from kinema.runtime.vaes.kinema_sizes import KinemaVae
 from kinema.world.detect import detect
 from kinema.world.render import render
 from kinema.world.scene import Scene
@@ -115,7 +114,7 @@ def test_what_is_encoded_is_the_clips_own_latents(engine, true):
     ],
 )
 def test_what_does_not_fill_an_end_is_refused(engine, true, conditions, words):
-    presets = presets_of(engine.checkpoint)
+    presets = engine.checkpoint.presets
     assert presets.conditions == "ends"
     with pytest.raises(kinema.UsageError, match=words):
         check(conditions(true), presets, FRAMES, cut=False)
@@ -156,7 +155,7 @@ def test_encoding_costs_what_the_autoencoder_does(latents):
         with FlopCounterMode(display=False) as counter:
             encode()
     ledger = Ledger()
-    kinema_vae_encode(ledger, vars(vae.config), latents)
+    KinemaVae(ledger, vars(vae.config)).encode(latents)
     assert sum(one.flops * n for one, n in ledger.work.items()) == counter.get_total_flops()
     assert ledger.peak / measured == pytest.approx(1, abs=0.15)
 

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 import kinema
-from kinema.runtime import registry
+from kinema.runtime import opening
 from kinema.runtime.checkpoints.checkpoint import open_checkpoint
 from kinema.runtime.errors import Cancelled, KinemaError, UsageError
 from kinema.runtime.execution import pack
 from kinema.runtime.lora import changes as lora_apply
 from kinema.runtime.lora import formats as lora_files
 from kinema.runtime.lora import loaded as lora
-from kinema.runtime.models.wan_original import ORIGINAL
+from kinema.runtime.models.wan.original import ORIGINAL
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -75,10 +75,10 @@ def folder(reference, tmp_path_factory):
 def opened(folder, dtype=torch.float32, packed=False):
     """The native transformer, and what loads LoRAs onto it."""
     checkpoint = open_checkpoint(folder)
-    model = registry.open_component(checkpoint, "transformer", torch.device("cpu"), dtype)
+    model = opening.open_component(checkpoint, "transformer", torch.device("cpu"), dtype)
     if packed:
         pack.pack_linears(model.blocks)
-    return model, registry.open_loras(checkpoint, "transformer", model)
+    return model, opening.open_loras(checkpoint, "transformer", model)
 
 
 def factors(reference, seed=1, names=MODULES):

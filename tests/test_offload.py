@@ -8,7 +8,8 @@ from kinema.runtime.errors import KinemaError, UsageError
 from kinema.runtime.execution import offload
 from kinema.runtime.execution.block_stream import BlockStream, Slot, tensors_of
 from kinema.runtime.execution.offload import Offload, place
-from kinema.runtime.models.wan import WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 CPU = torch.device("cpu")
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kinema.runtime import registry
+from kinema.runtime import opening
 from kinema.runtime.checkpoints import foreign, umt5_original
 from kinema.runtime.checkpoints.checkpoint import Component, open_checkpoint
 from kinema.runtime.checkpoints.shards import Entry, read_entries
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.models import wan_original
+from kinema.runtime.models.wan import original as wan_original
 from kinema.runtime.vaes import wan_original as vae_original
 from kinema.runtime.vaes.wan import open_wan_vae
 
@@ -77,7 +77,7 @@ def base(tmp_path):
 
 
 def transformer(checkpoint, name="transformer"):
-    return registry.open_component(checkpoint, name, torch.device("cpu"), torch.float32)
+    return opening.open_component(checkpoint, name, torch.device("cpu"), torch.float32)
 
 
 def assert_holds(model, published):
@@ -452,7 +452,7 @@ def test_weights_in_8_bit_floats_are_read_by_their_scales(
     file = tmp_path / "wan_fp8_scaled.safetensors"
     marked = {**held, "scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
     save_file({f"{prefix}{name}": w for name, w in marked.items()}, file)
-    model = registry.open_component(
+    model = opening.open_component(
         open_checkpoint(file, base=base), "transformer", torch.device("cpu"), dtype
     )
     found = model.to_published()

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from kinema.runtime.execution.pack import PackedLinear, can_pack, pack_linears
-from kinema.runtime.models.wan import WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of PyTorch cannot pack")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kinema.runtime import registry
+from kinema.runtime import opening
 from kinema.runtime.checkpoints.checkpoint import Component, open_checkpoint
 from kinema.runtime.errors import KinemaError, UsageError
 from kinema.runtime.vaes import preview
@@ -40,7 +40,7 @@ class LinearVAE(nn.Module):
 @pytest.fixture(scope="module")
 def embedded():
     checkpoint = open_checkpoint()
-    return checkpoint.component("vae"), registry.open_component(
+    return checkpoint.component("vae"), opening.open_component(
         checkpoint, "vae", torch.device("cpu"), torch.float32
     )
 

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from kinema.runtime.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from kinema.runtime.checkpoints.presets import PIPELINES, Presets
+from kinema.runtime.checkpoints.presets import Presets
 from kinema.runtime.errors import KinemaError, UsageError
+from kinema.runtime.models.wan.presets import PIPELINES
 from kinema.runtime.planning.plan import Plan, resolve
 from kinema.runtime.requests.conditions import Condition
 from kinema.runtime.requests.request import MAX_PROMPT_CHARS, Request

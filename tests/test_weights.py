@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kinema.runtime import registry
+from kinema.runtime import opening
 from kinema.runtime.checkpoints import shards, weights
 from kinema.runtime.checkpoints.checkpoint import open_checkpoint
 from kinema.runtime.errors import KinemaError
-from kinema.runtime.models.wan import WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 CONFIG = WanConfig(
     num_attention_heads=2,
@@ -264,7 +265,8 @@ MEMORY = """
 import json, sys, torch
 from pathlib import Path
 from kinema.runtime.checkpoints import weights
-from kinema.runtime.models.wan import WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 def resident(field):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -357,7 +359,7 @@ def open_by_index(folder, class_name):
     )
     (folder / "config.json").write_text(json.dumps({name: getattr(CONFIG, name) for name in names}))
     checkpoint = open_checkpoint(folder.parent)
-    return registry.open_component(checkpoint, "transformer", torch.device("cpu"), torch.float32)
+    return opening.open_component(checkpoint, "transformer", torch.device("cpu"), torch.float32)
 
 
 def test_the_registry_opens_by_name(model, folder):

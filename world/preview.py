@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime import registry
+from ..runtime import opening
 from ..runtime.checkpoints.checkpoint import EMBEDDED_FOLDER, open_checkpoint
 from ..runtime.vaes import preview
 from .render import render
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=EMBEDDED_FOLDER)
     options = parser.parse_args(arguments)
     checkpoint = open_checkpoint(options.folder)
-    vae = registry.open_component(checkpoint, "vae", torch.device("cpu"), torch.float32)
+    vae = opening.open_component(checkpoint, "vae", torch.device("cpu"), torch.float32)
     found = preview.fit(vae, scenes(SCENES))
     file = checkpoint.component("vae").folder / preview.FILE
     preview.write(file, found, fitted_on=f"{SCENES} rendered scenes, one in five held out for r2")

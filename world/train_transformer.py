@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..kernels import bind
 from ..runtime.checkpoints.presets import TEXT_LENGTH
 from ..runtime.conditioning.shown import bearing_frame
-from ..runtime.models.wan import WanConfig, WanTransformer
+from ..runtime.models.wan.config import WanConfig
+from ..runtime.models.wan.transformer import WanTransformer
 from ..runtime.vaes.audio import STRIP_ROWS, KinemaSound, SoundConfig
 from ..runtime.vaes.kinema import AutoencoderKinema
 from .captions import held_out, sample_caption

@@ -13,14 +13,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import registry
 from ..errors import KinemaError, UsageError
 from ..hashes import file_hash
 from . import hub
-from .presets import PIPELINES, Presets
+from .presets import Presets
 from .shards import PICKLED, how_to_convert, read_entries, where
 
 EMBEDDED = "embedded"
@@ -33,12 +33,6 @@ CONFIGS = {
     "image_processor": "preprocessor_config.json",
 }
 TRANSFORMERS = ("transformer", "transformer_2")
-# Classes whose weights and config.json may be those of the original repositories, and what knows
-# these; a config.json may also be missing, and is then told by the weights.
-ORIGINALS = {
-    "WanTransformer3DModel": "..models.wan_original",
-    "WanVACETransformer3DModel": "..models.wan_original",
-}
 REQUIRED = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 # Folders of the original repositories, and the component that each holds.
 ORIGINAL_FOLDERS = {"high_noise_model": "transformer", "low_noise_model": "transformer_2"}
@@ -80,28 +74,33 @@ class Checkpoint:
         if not folder.is_dir():
             raise KinemaError(f"checkpoint {self.name!r} lacks the folder {name}/ its index names")
         class_name, file = self.index[name][1], folder / CONFIGS.get(name, "config.json")
-        if class_name in ORIGINALS and any(folder.glob("*.safetensors")):
-            config = _published_config(class_name, place, file)
+        known = registry.TRANSFORMERS.get(class_name)
+        if known and known.original and any(folder.glob("*.safetensors")):
+            config = _published_config(known.original, place, file)
         else:
             config = _read_json(file)
         return Component(class_name, place, config)
 
     def check(self) -> None:
-        """Raises KinemaError for a part that every model needs and this lacks, and for one that its
-        index names but its folder does not hold."""
+        """Raises KinemaError for a pipeline class that is not known, a part that its model needs
+        and this lacks, and one that its index names but its folder does not hold."""
+        _ = self.presets
         for name in (*REQUIRED, *self.components):
             self.component(name)
 
     @cached_property
     def presets(self) -> Presets:
-        """The checkpoint's own presets, else those of its pipeline class."""
+        """The checkpoint's own presets, else those of its pipeline class, as its configs vary them.
+
+        Raises `KinemaError` for a class that is not known, and for a part that a variant lacks.
+        """
         if "presets" in self._own:
             return Presets.from_dict(self._own["presets"], f"{INDEX} of {self.name!r}")
         pipeline = self.index.get("_class_name")
-        if not isinstance(pipeline, str) or pipeline not in PIPELINES:
-            known, kind = ", ".join(PIPELINES), _one_line(pipeline)
+        if not isinstance(pipeline, str) or pipeline not in registry.PIPELINES:
+            known, kind = ", ".join(registry.PIPELINES), _one_line(pipeline)
             raise KinemaError(f"checkpoint {self.name!r} is a {kind}; what opens is {known}")
-        return PIPELINES[pipeline]
+        return registry.at(registry.PIPELINES[pipeline])(self)
 
     @cached_property
     def vocabulary(self) -> dict[str, Any] | None:
@@ -183,7 +182,7 @@ def known_models() -> list[dict[str, Any]]:
     fetched = (
         {"name": name, "what": f"{kind}, fetched from the hub"}
         for name, kind in hub.fetched(INDEX)
-        if kind in PIPELINES
+        if kind in registry.PIPELINES
     )
     return [embedded, *fetched]
 
@@ -266,9 +265,12 @@ def _transformers_in(path: Path) -> dict[str, Path]:
 # ---- what an index says --------------------------------------------------------------------------
 
 
-def _published_config(class_name: str, weights: Path, file: Path) -> dict[str, Any]:
-    """A config.json as published, whatever form it has."""
-    original = import_module(ORIGINALS[class_name], __package__)
+def _published_config(names: str, weights: Path, file: Path) -> dict[str, Any]:
+    """A config.json as published, whatever form it has; one that is missing is told by the weights.
+
+    `names`: the module of what the original repository calls things.
+    """
+    original = registry.at(names)
     given = _read_json(file) if file.is_file() else {}
     if original.is_published(given):
         return given

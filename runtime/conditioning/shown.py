@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.presets import presets_of
 from ..requests.conditions import ends, place
 from ..vaes.encode import GROUP, encode_chunks, encode_pixels, groups, on_grey
 from .control import control, pixels_of
@@ -29,7 +28,7 @@ MOST = 8  # rows, and columns, of tokens that are told apart
 
 def given_of(engine: Engine, request: Request, plan: Plan) -> Given | None:
     """What the transformer is shown besides the noise; None for a request of text alone."""
-    presets = presets_of(engine.checkpoint)
+    presets = engine.checkpoint.presets
     make = _bearings if presets.bearings else MAKERS[presets.conditions]
     return make(engine, request, plan)
 

@@ -1,6 +1,7 @@
 """What a request costs, from configs and shapes: memory and time of each stage, and how to run it.
 
-No weight is read: their bytes come from the headers of their files, all else from sizes (`costs/`).
+No weight is read: their bytes come from the headers of their files, all else from the sizes that
+every class of the registry has.
 Memory is bytes of tensors: weights that are resident and, on top, what each stage holds at its
 worst moment. On a GPU it is what `torch.cuda.max_memory_allocated` counts, workspaces of vendor
 libraries apart; on a CPU what PyTorch's allocator hands out.
@@ -14,13 +15,11 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..checkpoints.presets import TEXT_LENGTH, presets_of
-from ..errors import KinemaError
+from .. import registry
+from ..checkpoints.presets import TEXT_LENGTH
+from ..ledger import FP32, Ledger, Shapes, Work
 from ..requests.solver_names import count_predictions
-from . import costs
-from .costs.ledger import FP32, Ledger, Work
-from .costs.steps import branches_of_steps
-from .costs.wan import Shapes
+from .branches import branches_of_steps
 from .weight_sizes import ITEMS, resident_bytes, weight_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 BEARINGS = 1  # latent frames that the embedded model is shown after the clip
-PICTURE_TOKENS = 257  # of a picture encoder's sight
 TILES = ((512, 512), (256, 256))  # smaller ones remember more of what overlaps
 LATENTS = 6  # copies of the latents that a run holds: its own, a solver's, guidance's
 
@@ -190,7 +188,7 @@ def _encode(checkpoint: Checkpoint, plan: Plan, runner: Runner, tokens: int) -> 
     """Both prompts, one after the other; and the bytes of their embeddings."""
     component, item = checkpoint.component("text_encoder"), ITEMS[plan.dtype]
     ledger, rows = runner.ledger(), _rows(plan)
-    encode = _known(costs.TEXT_ENCODERS, component.class_name)
+    encode = registry.at(registry.row(registry.TEXT_ENCODERS, component.class_name, "text_encoder"))
     for length in (tokens, 1)[:rows]:
         encode(ledger, component.config, length, item)
     return ledger.take(), rows * tokens * component.config["d_model"] * item
@@ -201,12 +199,11 @@ def _shown(checkpoint: Checkpoint, plan: Plan, runner: Runner) -> Counted:
 
     In tiles they are taken to need at most what decoding in tiles does, which is not counted here.
     """
-    vae, ledger = checkpoint.component("vae"), runner.ledger()
-    _, _, _, columns = plan.latent_shape
-    picture = plan.tracks[0]
+    ledger = runner.ledger()
+    channels, _, _, columns = plan.latent_shape
+    picture, vae = plan.tracks[0], _vae(checkpoint, ledger)
     for frames in plan.encoded_frames:
-        shape = (plan.latent_shape[0], frames, picture.stop - picture.start, columns)
-        _known(costs.ENCODERS, vae.class_name)(ledger, vae.config, shape)
+        vae.encode((channels, frames, picture.stop - picture.start, columns))
     work, peak = ledger.take()
     return work, peak if runner.setting.tile is None else 0
 
@@ -216,12 +213,20 @@ def _denoise(
 ) -> tuple[Counted, Counted, int]:
     """What is bound before the steps, all steps, and the bytes that stay bound."""
     component, item = checkpoint.component("transformer"), ITEMS[plan.dtype]
-    known = _known(costs.TRANSFORMERS, component.class_name)
+    known = registry.row(registry.TRANSFORMERS, component.class_name, "transformer")
+    sizes = registry.at(known.sizes)
     shapes, ledger = shapes_of(plan, checkpoint, tokens), runner.ledger()
     runs, batched = branches_of_steps(plan), runner.setting.guidance == "batched"
 
     def of_rows(rows: int) -> Callable[[], None]:
-        return known(ledger, component.config, replace(shapes, rows=rows), item)
+        bound = sizes(ledger, component.config, replace(shapes, rows=rows), item)
+        held = bound.bind()
+
+        def step() -> None:
+            assert held  # constants live as long as what reads them
+            bound.step()
+
+        return step
 
     one = [of_rows(1)] if runs[1] or not batched else []
     two = ([of_rows(2)] if batched else [*one, of_rows(1)]) if runs[2] else []
@@ -235,35 +240,36 @@ def _denoise(
 
 def _decode(checkpoint: Checkpoint, plan: Plan, runner: Runner) -> dict[str, Counted]:
     """The picture, and the sound where there is one."""
-    vae, ledger = checkpoint.component("vae"), runner.ledger()
+    ledger, picture = runner.ledger(), plan.tracks[0]
     channels, frames, _, columns = plan.latent_shape
-    picture = plan.tracks[0]
     shape = (channels, frames - plan.num_references, picture.stop - picture.start, columns)
-    _known(costs.VAES, vae.class_name)(ledger, vae.config, shape, runner.setting.tile)
+    _vae(checkpoint, ledger).decode(shape, runner.setting.tile)
     found: dict[str, Counted] = {"decode": ledger.take()}
     if plan.num_samples:
         sound, ledger = checkpoint.component("audio"), runner.ledger()
-        decode = _known(costs.SOUNDS, sound.class_name)
+        decode = registry.at(registry.row(registry.SOUNDS, sound.class_name, "audio").sizes)
         decode(ledger, sound.config, plan.num_frames, plan.num_samples)
         found["sound"] = ledger.take()
     return found
 
 
+def _vae(checkpoint: Checkpoint, ledger: Ledger) -> Any:
+    """The autoencoder's sizes."""
+    vae = checkpoint.component("vae")
+    return registry.at(registry.row(registry.VAES, vae.class_name, "vae").sizes)(ledger, vae.config)
+
+
 def shapes_of(plan: Plan, checkpoint: Checkpoint, tokens: int) -> Shapes:
     """What the transformer works on, both branches of guidance in one batch."""
     channels, frames, rows, columns = plan.latent_shape
-    presets, config = presets_of(checkpoint), checkpoint.component("transformer").config
-    patch = config.get("patch_size", (1, 2, 2))
-    shown = frames + (BEARINGS if presets.bearings else 0)
+    presets = checkpoint.presets
     differ = len({track.shift for track in plan.tracks}) > 1
-    held = presets.timestep_axes[0]
     return Shapes(
-        latents=(channels, shown, rows, columns),
+        latents=(channels, frames + (BEARINGS if presets.bearings else 0), rows, columns),
         steps=_predictions(plan),
         rows=_rows(plan),
         text_tokens=tokens,
-        grid=(shown // patch[0] if held else 1, rows // patch[1] if differ else 1, 1),
-        image_tokens=PICTURE_TOKENS if config.get("image_dim") else 0,
+        timestep_axes=(presets.timestep_axes[0], differ, False),
     )
 
 
@@ -277,9 +283,3 @@ def _rows(plan: Plan) -> int:
     """Branches of guidance."""
     scales = [track.guidance_scale for track in plan.tracks] + [plan.guidance_scale_2 or 0]
     return 2 if max(scales) > 1 else 1
-
-
-def _known(table: Mapping[str, Any], name: str) -> Any:
-    if name not in table:
-        raise KinemaError(f"the costs of a {name} are not known; known: {', '.join(table)}")
-    return table[name]

@@ -20,8 +20,7 @@ import torch
 
 from ..errors import KinemaError
 from ..files import cache_folder, whole_or_nothing
-from .costs.ledger import Ledger, Work
-from .costs.wan import Shapes, wan_transformer
+from ..ledger import Work
 from .trials import trials
 
 FORMAT = 1
@@ -201,26 +200,14 @@ def rising(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def _call(found: Ceilings, device: torch.device, clock: Callable[[], float]) -> float:
-    """Seconds around an operation: of a step of a transformer too small to compute much, what its
-    operations do not take, for each of its calls."""
-    from ... import kernels
-    from ..models.wan import WanConfig, WanTransformer
+    """Seconds around an operation: of a step too small to compute much, what its operations do not
+    take, for each of its calls."""
+    from ..models.probe import small_step
 
-    config: dict[str, Any] = {"num_attention_heads": 1, "attention_head_dim": 32}
-    config |= {"text_dim": 16, "ffn_dim": 64, "num_layers": 4}
-    ops = kernels.bind(device, torch.float32, 32)
-    model = WanTransformer(WanConfig(**config), ops).to(device).eval()
-    text, pads = torch.zeros(1, 4, 16, device=device), torch.tensor([500], device=device)
-    shape = (16, 1, 2, 2)
-    predict = model.bind((1, *shape), torch.zeros(1, device=device), text, pads)
-    latents = torch.zeros(1, *shape, device=device)
-    taken = _time([lambda: predict(latents, 0)] * 4, device, clock)
-    ledger = Ledger(on_host=device.type == "cpu", fused=device.type == "cuda")
-    step = wan_transformer(ledger, config, Shapes(shape, 1, 1, 4), 4)
-    ledger.take()
-    step()
-    calls = sum(times for one, times in ledger.work.items() if one.kind == "call")
-    return max(0.0, taken - found.seconds(ledger.work) * found.in_turn) / calls
+    step, work = small_step(device)
+    taken = _time([step] * 4, device, clock)
+    calls = sum(times for one, times in work.items() if one.kind == "call")
+    return max(0.0, taken - found.seconds(work) * found.in_turn) / calls
 
 
 def _time(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..checkpoints.presets import presets_of
+from .. import registry
 from ..errors import UsageError
 from .cost import TILES, Choice, Cost, Runner, Setting, count
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
     from .plan import Plan
 
-TILED = ("AutoencoderKLWan",)
 PARTS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)  # of the sides, in the search for what fits
 OFFLOADS = ("none", "model", "block")
 Settle = Callable[[int, int, int], "Plan"]
@@ -105,11 +104,8 @@ def check_tile(tile: tuple[int, int] | None, checkpoint: Checkpoint) -> None:
 def _without_tiles(checkpoint: Checkpoint) -> str | None:
     """Why the autoencoder does not work in tiles, if it does not."""
     vae = checkpoint.component("vae")
-    if vae.class_name not in TILED:
-        return f"an {vae.class_name} works on whole frames"
-    if vae.config.get("attn_scales"):
-        return "this autoencoder attends to the whole frame at several scales"
-    return None
+    known = registry.row(registry.VAES, vae.class_name, "vae")
+    return registry.at(known.sizes).why_whole(vae.config)
 
 
 def _size(sides: Sequence[int]) -> str:
@@ -206,7 +202,7 @@ def nearest(
 ) -> Plan | None:
     """The largest request that fits: as many frames of this size as do; where not even a quarter of
     them do, a smaller size in the same shape too."""
-    presets = presets_of(checkpoint)
+    presets = checkpoint.presets
     stride, unit = presets.frame_stride, presets.size_multiple
 
     def fits(candidate: Plan) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.presets import Presets, presets_of
+from ..checkpoints.presets import Presets
 from ..errors import UsageError
 from ..media import clips
 from ..media.mp4 import count_samples
@@ -97,7 +97,7 @@ def resolve(
     dtype: str = "float32",
 ) -> Plan:
     """The plan of a request. Raises UsageError for a number outside the checkpoint's limits."""
-    presets, shown = presets_of(checkpoint), request.shown
+    presets, shown = checkpoint.presets, request.shown
     fps = _whole_if_it_is(_fps(request, presets))
     num_frames = _num_frames(request, presets, fps)
     conditions.check(shown, presets, num_frames, request.adjust)

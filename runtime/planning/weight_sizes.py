@@ -4,51 +4,52 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import registry
 from ..checkpoints.checkpoint import TRANSFORMERS
 from ..checkpoints.shards import read_entries
-from .costs.ledger import FP32
+from ..ledger import FP32
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
 
 ITEMS = {"float32": 4, "bfloat16": 2, "float16": 2}
-KEPT_FP32 = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2"})  # of transformers
 ALWAYS_FP32 = frozenset({"vae", "audio", "image_encoder"})
 WITHOUT_WEIGHTS = frozenset({"scheduler", "tokenizer", "image_processor"})
 STREAMED = frozenset({"encode", "denoise"})  # stages whose components may be streamed in blocks
-BLOCK = re.compile(r"(?:.+\.)?(?:(?:vace_)?blocks|block|layers)\.\d+\.")
+# Lists of a transformer stand at the top of it; of an encoder, anywhere.
+BLOCK = re.compile(r"(?:\w*blocks|(?:.+\.)?(?:block|layers))\.\d+\.")
 RESIDENT_BLOCKS = 2  # of a component whose blocks are streamed: at work, and on its way
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: str) -> dict[str, int]:
     """Bytes of each component's weights once they are open."""
-    return {name: sum(_tensors(place, name, dtype).values()) for name, place in _places(checkpoint)}
+    names = (name for name in checkpoint.components if name not in WITHOUT_WEIGHTS)
+    return {name: sum(_tensors(checkpoint, name, dtype).values()) for name in names}
 
 
-def _places(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
-    for name in checkpoint.components:
-        if name not in WITHOUT_WEIGHTS:
-            yield name, checkpoint.component(name).folder
+def _tensors(checkpoint: Checkpoint, name: str, dtype: str) -> Mapping[str, int]:
+    """Bytes of each tensor of a component, by published name, as it is held."""
+    component = checkpoint.component(name)
+    if name in ALWAYS_FP32:
+        return _bytes(component.folder, FP32)
+    known = registry.TRANSFORMERS.get(component.class_name)
+    kept = frozenset() if known is None else registry.at(known.sizes).KEEP_FP32
+    return _bytes(component.folder, ITEMS[dtype], kept)
 
 
 @cache
-def _tensors(place: Path, name: str, dtype: str) -> dict[str, int]:
-    """Bytes of each tensor, by published name, as it is held."""
-    fp32 = name in ALWAYS_FP32
+def _bytes(place: Path, item: int, kept: frozenset[str] = frozenset()) -> Mapping[str, int]:
+    """Of items of so many bytes, but of float32 where a part of the name is to be kept so."""
     return {
-        tensor: prod(entry.shape) * (FP32 if fp32 or _kept(tensor) else ITEMS[dtype])
+        tensor: prod(entry.shape) * (item if kept.isdisjoint(tensor.split(".")) else FP32)
         for tensor, entry in read_entries(place).items()
     }
-
-
-def _kept(tensor: str) -> bool:
-    return not KEPT_FP32.isdisjoint(tensor.split("."))
 
 
 def resident_bytes(
@@ -77,7 +78,7 @@ def resident_bytes(
 def _streamed(checkpoint: Checkpoint, name: str, dtype: str) -> int:
     """Bytes of a component whose blocks pass through the device."""
     rest, blocks = 0, Counter()
-    for tensor, size in _tensors(checkpoint.component(name).folder, name, dtype).items():
+    for tensor, size in _tensors(checkpoint, name, dtype).items():
         if block := BLOCK.match(tensor):
             blocks[block.group()] += size
         else:

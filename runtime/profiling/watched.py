@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..checkpoints.checkpoint import TRANSFORMERS
-from ..planning.costs.steps import branches_of_steps
+from ..planning.branches import branches_of_steps
 from ..sampling.denoise import Step
 from ..sessions.session import Bound, Session
 from .spans import WAIT

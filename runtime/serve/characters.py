@@ -14,7 +14,6 @@ from PIL import Image
 from sqlalchemy import BigInteger, Index, Integer, String, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from ..checkpoints.presets import presets_of
 from ..media import clips
 from .errors import APIError
 from .orders import CHARACTERS
@@ -113,7 +112,7 @@ def cast(server: Server, owner: str, asked: Created) -> list[Character]:
     if not ids:
         return []
     engine = server.engines[server.resolve(asked.model)]
-    if presets_of(engine.checkpoint).conditions != REFERRED:
+    if engine.checkpoint.presets.conditions != REFERRED:
         what = f"model {asked.model!r} is shown no references, so characters cannot appear"
         raise _miscast(f"{what}; a Wan VACE checkpoint is shown them, and without any this works")
     if len(set(ids)) < len(ids):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..checkpoints.presets import presets_of
 from ..errors import UsageError
 from ..sessions import pipeline
 from ..vaes.encode import encode_chunks, encode_pixels, to_pixels
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 def check(engine: Engine) -> None:
     """Raises `UsageError` where the model cannot edit."""
-    presets = presets_of(engine.checkpoint)
+    presets = engine.checkpoint.presets
     if presets.last_frame == "needed" or presets.conditions == "beside":
         raise UsageError("this model animates a picture; it cannot edit a video")
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoints.presets import presets_of
 from ..errors import KinemaError, UsageError
 from ..media.recording import Recording
 from ..provenance.marking import marking
@@ -62,7 +61,7 @@ class Making:
         self.save_seconds, self.told, self.watched = save_seconds, told, watched
         self.provenance = provenance
         self.parts = parts_of(order, engine.checkpoint)
-        presets = presets_of(engine.checkpoint)
+        presets = engine.checkpoint.presets
         self._fps, self._overlap = order.fps or presets.fps, overlap_of(presets) or 1
         self.report: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}  # spent, by stage
@@ -223,7 +222,7 @@ class Making:
             with suppress(UsageError):  # of other weights, since the server was started anew
                 return self.engine.resume(file)
             file.unlink()
-        presets, before = presets_of(self.engine.checkpoint), None
+        presets, before = self.engine.checkpoint.presets, None
         if part.overlap:
             before = self._tail[-part.overlap :]
             before = before[:1] * (part.overlap - len(before)) + before

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..checkpoints.presets import Presets, presets_of
+from ..checkpoints.presets import Presets
 from ..errors import UsageError
 from ..requests.conditions import Condition
 from ..requests.request import Request
@@ -126,7 +126,7 @@ def parts_of(order: Order, checkpoint: Checkpoint) -> list[Part]:
 
     Raises `UsageError` for a length that the model cannot make, with those that it can.
     """
-    presets = presets_of(checkpoint)
+    presets = checkpoint.presets
     if order.kind == "extension":
         return _extension(order, presets)
     parts: list[Part] = []
@@ -244,7 +244,7 @@ def native_size(width: int, height: int, presets: Presets) -> tuple[int, int]:
 
 def settle(order: Order, checkpoint: Checkpoint) -> dict[str, Any]:
     """How the order is made to fit the model, for the report."""
-    presets = presets_of(checkpoint)
+    presets = checkpoint.presets
     width, height = native_size(order.width, order.height, presets)
     told: dict[str, Any] = {"made_at": f"{width}x{height}"}
     scaled = pictures.inner_size(width, height, order.width, order.height)

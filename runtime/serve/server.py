@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.presets import presets_of
 from ..errors import KinemaError, UsageError
 from ..files import reason_of
 from . import characters, edits, files, moderation, videos
@@ -230,7 +229,7 @@ class Server:
         """Seconds of work, as planned; refused here is what cannot run."""
         if order.kind == "edit":
             edits.check(engine)
-        parts, presets = parts_of(order, engine.checkpoint), presets_of(engine.checkpoint)
+        parts, presets = parts_of(order, engine.checkpoint), engine.checkpoint.presets
         before = None
         if parts[0].overlap:
             fps = order.fps or presets.fps

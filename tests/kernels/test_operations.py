@@ -9,7 +9,9 @@ import torch
 
 from kinema import kernels
 from kinema.kernels import operations, torch_backend
-from kinema.runtime.models.wan import KEEP_FP32, WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.sizes import Wan
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 LAUNCHES = {
     "norm_modulate": "run",
@@ -59,7 +61,7 @@ def test_a_transformer_runs_on_the_kernels(interpreted, norm2, dtype) -> None:
     for model in (plain, on_kernels):
         model.load_state_dict(exact.state_dict())
         for name, parameter in model.named_parameters():
-            if not KEEP_FP32 & set(name.split(".")):
+            if not Wan.KEEP_FP32 & set(name.split(".")):
                 parameter.data = parameter.data.to(dtype)
     timesteps = torch.tensor([900.0, 0.0, 400.0]).view(1, 3, 1, 1)
     latents, text, pads = torch.randn(1, 4, 3, 4, 6), torch.randn(2, 5, 8), torch.tensor([507, 509])

@@ -11,7 +11,8 @@ import torch
 
 import kinema.runtime
 from kinema.runtime.checkpoints import weights
-from kinema.runtime.models.wan import WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -17,7 +17,8 @@ from kinema.kernels import bind
 from kinema.runtime.checkpoints import weights
 from kinema.runtime.checkpoints.presets import TEXT_LENGTH
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.models.wan import WanConfig, WanTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.transformer import WanTransformer
 
 from .conftest import TINY, random_pair
 

@@ -13,8 +13,10 @@ import torch
 
 from kinema.runtime.checkpoints.presets import TEXT_LENGTH
 from kinema.runtime.errors import UsageError
-from kinema.runtime.models.wan import KEEP_FP32, WanConfig, WanTransformer
-from kinema.runtime.models.wan_vace import WanVaceConfig, WanVaceTransformer
+from kinema.runtime.models.wan.config import WanConfig
+from kinema.runtime.models.wan.sizes import Wan
+from kinema.runtime.models.wan.transformer import WanTransformer
+from kinema.runtime.models.wan.vace import WanVaceConfig, WanVaceTransformer
 
 pytest.importorskip("diffusers")
 
@@ -161,7 +163,7 @@ def half(model):
     """A copy in bfloat16 but for what the reference keeps in float32."""
     model = copy.deepcopy(model)
     for name, weight in model.named_parameters():
-        if not KEEP_FP32 & set(name.split(".")):
+        if not Wan.KEEP_FP32 & set(name.split(".")):
             weight.data = weight.data.bfloat16()
     return model
 

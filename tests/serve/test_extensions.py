@@ -13,10 +13,10 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 from starlette.testclient import TestClient
 
 import kinema
-from kinema.runtime.checkpoints.presets import WAN
 from kinema.runtime.media.clips import open_frames
 from kinema.runtime.media.mp4 import write_mp4
 from kinema.runtime.media.video import read_info
+from kinema.runtime.models.wan.presets import WAN
 from kinema.runtime.serve import Settings, create_app, edits
 from kinema.runtime.serve.making import Making, Paused
 from kinema.runtime.serve.orders import BACKWARD, SOURCE, Order, parts_of

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 import kinema
-from kinema.runtime.checkpoints.presets import WAN
+from kinema.runtime.models.wan.presets import WAN
 from kinema.runtime.serve import Settings, create_app
 from kinema.runtime.serve.routes import models
 from kinema.runtime.serve.settings import HOSTED

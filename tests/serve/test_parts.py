@@ -11,8 +11,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from kinema.runtime.checkpoints.checkpoint import open_checkpoint
-from kinema.runtime.checkpoints.presets import WAN
 from kinema.runtime.errors import UsageError
+from kinema.runtime.models.wan.presets import WAN
 from kinema.runtime.serve import pictures, server
 from kinema.runtime.serve.body import nest
 from kinema.runtime.serve.errors import APIError

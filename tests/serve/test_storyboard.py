@@ -14,10 +14,10 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 from starlette.testclient import TestClient
 
 import kinema
-from kinema.runtime.checkpoints.presets import WAN
 from kinema.runtime.errors import UsageError
 from kinema.runtime.media.clips import open_frames
 from kinema.runtime.media.video import read_info
+from kinema.runtime.models.wan.presets import WAN
 from kinema.runtime.serve import Settings, create_app
 from kinema.runtime.serve.making import Making
 from kinema.runtime.serve.orders import Order, parts_of, settle

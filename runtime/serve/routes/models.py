@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Path
 
 from ...checkpoints.checkpoint import INDEX
-from ...checkpoints.presets import presets_of
 from ...errors import UsageError
 from .. import answers as told
 from .. import edits
@@ -65,7 +64,7 @@ def _as_object(server: Server, name: str) -> dict[str, Any]:
 
 def _facts(engine: Engine) -> dict[str, Any]:
     """What it makes by itself; what else is asked for is fitted to that."""
-    presets = presets_of(engine.checkpoint)
+    presets = engine.checkpoint.presets
     most = presets.max_num_frames
     return {
         "family": engine.checkpoint.index.get("_class_name"),
@@ -90,7 +89,7 @@ def _facts(engine: Engine) -> dict[str, Any]:
 
 def _takes(engine: Engine) -> list[str]:
     """What it can be shown or given, in the API's words."""
-    presets, found = presets_of(engine.checkpoint), []
+    presets, found = engine.checkpoint.presets, []
     if presets.conditions != "none" and presets.last_frame != "needed":
         found.append("input_reference")
     if overlap_of(presets) is not None:

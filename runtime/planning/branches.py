@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ...requests.solver_names import count_predictions
+from ..requests.solver_names import count_predictions
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from .plan import Plan
 
 
 def branches_of_steps(plan: Plan) -> Counter[int]:

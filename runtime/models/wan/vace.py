@@ -1,7 +1,7 @@
 """The Wan transformer with blocks of control: clips, masks and references steer it (VACE).
 
 The reference is diffusers' `WanVACETransformer3DModel`, whose configuration and weights it takes;
-the method is https://arxiv.org/abs/2503.07598. Shapes as in `wan.py`.
+the method is https://arxiv.org/abs/2503.07598. Shapes as in `transformer.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...kernels import Operations
-from ..checkpoints import weights
-from ..errors import UsageError
-from .layers import Sizes
-from .wan import (
-    KEYS,
-    TextContext,
-    WanBlock,
-    WanConfig,
-    WanTransformer,
-    as_rows,
-    keys_values,
-)
+from ....kernels import Operations
+from ...checkpoints import weights
+from ...errors import UsageError
+from ..layers import Sizes
+from .blocks import TextContext, WanBlock, keys_values
+from .config import KEYS, WanConfig, as_rows
+from .transformer import WanTransformer
 
 CONTROL_KEYS = {
     "control_embedding": ("vace_patch_embedding",),

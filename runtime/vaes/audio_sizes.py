@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import log2
 from typing import Any
 
-from .ledger import FP32, Ledger, Size
+from ..ledger import FP32, Ledger, Size
 
 COMPLEX = 8
 ITERATIONS = 40

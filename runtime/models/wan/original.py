@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from ..checkpoints.originals import Original
-from ..checkpoints.shards import Entry, where
-from ..errors import KinemaError
+from ...checkpoints.originals import Original
+from ...checkpoints.shards import Entry, where
+from ...errors import KinemaError
 
 HEAD_DIM = 128  # of every published Wan; files without a config do not tell
 

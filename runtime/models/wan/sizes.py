@@ -1,88 +1,61 @@
-"""The Wan transformers (`models/wan.py`, `models/wan_vace.py`) in sizes.
+"""The Wan transformers (`transformer.py`, `vace.py`) in sizes: what they cost, without torch.
 
 Legend: B rows, L tokens, K keys of the text, d width, F H W of latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
-from .ledger import FP32, Ledger, Size
+from ...checkpoints.presets import PICTURE_TOKENS
+from ...ledger import FP32, Ledger, Shapes, Size
 
 KEY_MULTIPLE = 16  # text keys are padded to it
-DEFAULTS = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 40,
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "ffn_dim": 13824,
-    "num_layers": 40,
-}
-VACE_DEFAULTS = {"vace_layers": (0, 5, 10, 15, 20, 25, 30, 35), "vace_in_channels": 96}
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What a transformer works on.
-
-    latents: (C, F, H, W), frames that are only shown included. rows: of text, which are the
-    branches of guidance that run in one batch. grid: how many timesteps differ along the tokens'
-    (frames, rows, columns). image_tokens: of what a picture encoder saw.
-    """
-
-    latents: tuple[int, int, int, int]
-    steps: int
-    rows: int
-    text_tokens: int
-    grid: tuple[int, int, int] = (1, 1, 1)
-    image_tokens: int = 0
-
-    @property
-    def text_keys(self) -> int:
-        return -(-(self.text_tokens + 1) // KEY_MULTIPLE) * KEY_MULTIPLE
-
-
-def wan_transformer(
-    ledger: Ledger, config: Mapping[str, Any], shapes: Shapes, item: int
-) -> Callable[[], None]:
-    """Count `bind`; what is returned counts one call of `predict`."""
-    return _bound(Wan(ledger, {**DEFAULTS, **config}, shapes, item))
-
-
-def wan_vace_transformer(
-    ledger: Ledger, config: Mapping[str, Any], shapes: Shapes, item: int
-) -> Callable[[], None]:
-    """The same of the transformer with blocks of control."""
-    return _bound(WanVace(ledger, {**DEFAULTS, **VACE_DEFAULTS, **config}, shapes, item))
-
-
-def _bound(wan: Wan) -> Callable[[], None]:
-    held = wan.bind()
-
-    def step() -> None:
-        assert held  # constants live as long as what reads them
-        wan.step()
-
-    return step
 
 
 class Wan:
-    """The sizes of one configuration, and its parts."""
+    """One request of one configuration, weights and activations in items of so many bytes."""
+
+    KEEP_FP32 = frozenset({"time_embedder", "scale_shift_table", "norm1", "norm2"})
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 40,
+        "attention_head_dim": 128,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": 4096,
+        "freq_dim": 256,
+        "ffn_dim": 13824,
+        "num_layers": 40,
+        "image_dim": None,
+        "pos_embed_seq_len": None,
+    }
 
     def __init__(
         self, ledger: Ledger, config: Mapping[str, Any], shapes: Shapes, item: int
     ) -> None:
+        config = {**self.DEFAULTS, **config}
         self.ledger, self.config, self.shapes, self.item = ledger, config, shapes, item
         self.heads, self.head_dim = config["num_attention_heads"], config["attention_head_dim"]
         self.dim, self.layers = self.heads * self.head_dim, config["num_layers"]
         self.patch = prod(config["patch_size"])
-        self.tokens = prod(shapes.latents[1:]) // self.patch
+        sides = zip(shapes.latents[1:], config["patch_size"], strict=True)
+        self.grid = tuple(side // patch for side, patch in sides)
+        self.tokens = prod(self.grid)
+        self.text_keys = -(-(shapes.text_tokens + 1) // KEY_MULTIPLE) * KEY_MULTIPLE
+        self.image_tokens = 0
+        if config["image_dim"] is not None:
+            self.image_tokens = config["pos_embed_seq_len"] or PICTURE_TOKENS
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """How many of a step differ along the grid."""
+        return tuple(
+            side if varies else 1
+            for side, varies in zip(self.grid, self.shapes.timestep_axes, strict=True)
+        )
 
     # ---- constant in a request -------------------------------------------------------------------
 
@@ -93,7 +66,7 @@ class Wan:
         return [*self._text(), *self._image(), *self._modulation(), rope]
 
     def _text(self) -> list[Size]:
-        ledger, rows, keys = self.ledger, self.shapes.rows, self.shapes.text_keys
+        ledger, rows, keys = self.ledger, self.shapes.rows, self.text_keys
         embeds = ledger.new(rows, keys, self.config["text_dim"], item=self.item)
         text = ledger.linear(ledger.each(ledger.linear(embeds, self.dim)), self.dim)
         blocks = self._count_blocks()
@@ -108,7 +81,7 @@ class Wan:
         return self.layers
 
     def _image(self) -> list[Size]:
-        if not (count := self.shapes.image_tokens):
+        if not (count := self.image_tokens):
             return []
         image = self.ledger.new(self.shapes.rows, count, self.dim, item=self.item)
         with self.ledger.repeat(self.layers):
@@ -116,7 +89,7 @@ class Wan:
         return [self.ledger.new(self.layers, *image.shape[:2], 3 * self.dim, item=self.item)]
 
     def _modulation(self) -> list[Size]:
-        ledger, count = self.ledger, self.shapes.steps * prod(self.shapes.grid)
+        ledger, count = self.ledger, self.shapes.steps * prod(self.timesteps)
         angles = ledger.new(count, self.config["freq_dim"], item=FP32)
         hidden = ledger.linear(ledger.each(ledger.linear(angles, self.dim)), self.dim)
         embedding = ledger.cast(hidden, self.item)
@@ -146,7 +119,7 @@ class Wan:
 
     def _block(self, x: Size, rows: int) -> Size:
         ledger = self.ledger
-        table = ledger.new(*self.shapes.grid, 6, self.dim, item=FP32)  # noqa: F841
+        table = ledger.new(*self.timesteps, 6, self.dim, item=FP32)  # noqa: F841
         hidden = ledger.norm_modulate(x, modulated=True)
         hidden = self._self_attention(hidden)
         x, hidden = ledger.add_and_norm(x, hidden, gated=True)
@@ -169,8 +142,8 @@ class Wan:
         ledger, sizes = self.ledger, (self.heads, self.head_dim)
         query = ledger.linear(x, self.dim, packed=True)
         query = ledger.norm_modulate(query, norm="rms", affine=True)
-        out = ledger.attention(query, self.shapes.text_keys, *sizes)
-        if count := self.shapes.image_tokens:
+        out = ledger.attention(query, self.text_keys, *sizes)
+        if count := self.image_tokens:
             out = ledger.each(out, ledger.attention(query, count, *sizes))
         return ledger.linear(out, self.dim, packed=True)
 
@@ -185,7 +158,13 @@ class Wan:
 
 
 class WanVace(Wan):
-    """The sizes of one with blocks of control, each of which steers a block."""
+    """The same with blocks of control, each of which steers a block."""
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        **Wan.DEFAULTS,
+        "vace_layers": (0, 5, 10, 15, 20, 25, 30, 35),
+        "vace_in_channels": 96,
+    }
 
     def bind(self) -> list[Size]:
         """As `Wan.bind`, and the tokens of control."""

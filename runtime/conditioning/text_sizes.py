@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .ledger import FP32, Ledger, Size
+from ..ledger import FP32, Ledger, Size
 
 
 def umt5(ledger: Ledger, config: Mapping[str, Any], tokens: int, item: int) -> None:

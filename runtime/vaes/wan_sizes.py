@@ -1,71 +1,16 @@
-"""The autoencoders (`vaes/`) in sizes: decoding, a latent frame at a time."""
+"""Wan's autoencoders (`wan.py`), 2.1 and 2.2, in sizes: a latent frame at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
-from .ledger import FP32, Ledger, Size
+from ..ledger import FP32, Ledger, Size
+from .sizes import LatentShape, Tile, gathered, to_uint8
 
 GROUP = 4  # frames in a latent frame
 REMEMBERED = 2  # frames that a causal convolution sees before its own
-LatentShape = tuple[int, int, int, int]
-Tile = tuple[int, int]
-
-
-def kinema_vae(
-    ledger: Ledger, config: Mapping[str, Any], latents: LatentShape, tile: Tile | None = None
-) -> None:
-    """`AutoencoderKinema.decode_chunks` of a clip, and its frames."""
-    _, frames, height, width = latents
-    with _gathered(ledger, 1 + GROUP * (frames - 1), 8 * height, 8 * width):
-        state = _kinema_chunk(ledger, config, height, width)
-        if frames > 1:
-            with ledger.repeat(frames - 1):
-                state = _kinema_chunk(ledger, config, height, width, state)
-
-
-def _kinema_chunk(
-    ledger: Ledger,
-    config: Mapping[str, Any],
-    height: int,
-    width: int,
-    before: list[Size] | None = None,
-) -> list[Size]:
-    dim, frame, pixel = (config[f"{name}_dim"] for name in ("decoder", "frame", "pixel"))
-    x = ledger.new(1, config["z_dim"], height, width, item=FP32)
-    x = ledger.convolve(x, dim, (3, 3))
-    last = []
-    for _ in range(2):
-        last.append(activated(ledger, x))
-        both = ledger.each(last[-1], shape=(1, 2 * dim, height, width))
-        hidden = ledger.convolve(both, dim, (3, 3))
-        x = ledger.each(x, ledger.convolve(activated(ledger, hidden), dim, (3, 3)))
-    x = ledger.convolve(res_block(ledger, x), GROUP * frame * 4, (1, 1))
-    x = ledger.each(x, shape=(GROUP, frame, 2 * height, 2 * width))
-    for _ in range(3):
-        x = res_block(ledger, x)
-    x = ledger.convolve(x, pixel * 4, (3, 3))
-    x = res_block(ledger, ledger.each(x, shape=(GROUP, pixel, 4 * height, 4 * width)))
-    x = ledger.convolve(activated(ledger, x), 12, (3, 3))
-    x = ledger.each(x, shape=(GROUP, 3, 8 * height, 8 * width))
-    _to_uint8(ledger, x)
-    return last
-
-
-def activated(ledger: Ledger, x: Size) -> Size:
-    return ledger.each(ledger.norm_modulate(x))
-
-
-def res_block(ledger: Ledger, x: Size) -> Size:
-    hidden = ledger.convolve(activated(ledger, x), x.shape[1], (3, 3))
-    return ledger.each(x, ledger.convolve(activated(ledger, hidden), x.shape[1], (3, 3)))
-
-
-# ---- Wan's, 2.1 and 2.2 --------------------------------------------------------------------------
-
-WAN_DEFAULTS = {
+DEFAULTS = {
     "base_dim": 96,
     "decoder_base_dim": None,
     "z_dim": 16,
@@ -73,25 +18,51 @@ WAN_DEFAULTS = {
     "num_res_blocks": 2,
     "temperal_downsample": (False, True, True),
     "is_residual": False,
+    "in_channels": 3,
     "out_channels": 3,
     "patch_size": None,
 }
 
 
-def wan_vae(
-    ledger: Ledger, config: Mapping[str, Any], latents: LatentShape, tile: Tile | None = None
-) -> None:
-    """`WanVAE.decode_chunks` of a clip, and its frames."""
-    decoder = WanDecoder(ledger, {**WAN_DEFAULTS, **config}, latents, tile)
-    whole = ledger.new(*latents, item=FP32)  # noqa: F841  # after the first convolution
-    height, width = (side * decoder.scale for side in latents[2:])
-    with _gathered(ledger, 1 + GROUP * (latents[1] - 1), height, width):
-        decoder.chunk(first=True)
+class WanVae:
+    """Decoding and encoding of clips by one configuration."""
+
+    def __init__(self, ledger: Ledger, config: Mapping[str, Any]) -> None:
+        self.ledger, self.config = ledger, {**DEFAULTS, **config}
+
+    @staticmethod
+    def why_whole(config: Mapping[str, Any]) -> str | None:
+        """Why it does not work in tiles, if it does not."""
+        if config.get("attn_scales"):
+            return "this autoencoder attends to the whole frame at several scales"
+        return None
+
+    def decode(self, latents: LatentShape, tile: Tile | None = None) -> None:
+        """`WanVAE.decode_chunks` of a clip, and its frames."""
+        decoder = WanDecoder(self.ledger, self.config, latents, tile)
+        whole = self.ledger.new(*latents, item=FP32)  # noqa: F841  # after the first convolution
+        height, width = (side * decoder.scale for side in latents[2:])
+        with gathered(self.ledger, 1 + GROUP * (latents[1] - 1), height, width):
+            decoder.chunk(first=True)
+            if latents[1] > 1:
+                decoder.chunk()
+            if latents[1] > 2:
+                with self.ledger.repeat(latents[1] - 2):
+                    decoder.chunk()
+
+    def encode(self, latents: LatentShape) -> None:
+        """`WanVAE.encode_chunks` of a clip that becomes so many latents; untiled, alone."""
+        ledger = self.ledger
+        encoder = WanEncoder(ledger, self.config, latents)
+        moments = [encoder.chunk(first=True)]
         if latents[1] > 1:
-            decoder.chunk()
+            moments.append(encoder.chunk())
         if latents[1] > 2:
             with ledger.repeat(latents[1] - 2):
-                decoder.chunk()
+                moments.append(encoder.chunk())
+        n, channels, _, height, width = moments[0].shape
+        whole = ledger.each(moments[0], shape=(n, channels, latents[1], height, width))
+        ledger.each(ledger.convolve(whole, channels, (1, 1, 1)))
 
 
 class WanDecoder:
@@ -130,7 +101,7 @@ class WanDecoder:
             sides = (h * self.patch, w * self.patch)
             x = self.ledger.each(x, shape=(n, c // self.patch**2, f, *sides))
         self.ledger.spend("elementwise", FP32, 2 * x.bytes)  # clamped in place
-        _to_uint8(self.ledger, x)
+        to_uint8(self.ledger, x)
 
     def _head(self, x: Size) -> Size:
         return self._causal(self._norm_silu(x), self.config["out_channels"])
@@ -238,21 +209,64 @@ class WanDecoder:
         return ledger.each(x, out)
 
 
-# ---- pixels --------------------------------------------------------------------------------------
+class WanEncoder(WanDecoder):
+    """diffusers' `WanEncoder3d` on one clip."""
 
+    def __init__(self, ledger: Ledger, config: Mapping[str, Any], latents: LatentShape) -> None:
+        super().__init__(ledger, config, latents, None)
+        base, mult = config["base_dim"], config["dim_mult"]
+        self.dims = [base * factor for factor in (1, *mult)]
+        self.halves = tuple(config["temperal_downsample"])
 
-def _to_uint8(ledger: Ledger, pixels: Size) -> None:
-    """`decode.to_uint8`."""
-    x = ledger.each(ledger.each(ledger.each(pixels)))
-    x = ledger.each(ledger.each(x))
-    ledger.each(x, item=1)
+    def chunk(self, first: bool = False) -> Size:
+        """One group of frames to moments (1, 2C, 1, h, w)."""
+        self.first, self.layers, self.window = first, iter(range(1000)), 0
+        height, width = (side * self.scale // self.patch for side in self.latents[2:])
+        channels, frames = self.config["in_channels"], 1 if first else GROUP
+        x = self.ledger.new(1, channels, frames, height, width, item=FP32)
+        if self.patch > 1:
+            x = self.ledger.each(x)
+        x = self._causal(x, self.dims[0])
+        for number in range(len(self.dims) - 1):
+            x = self._down_block(x, number)
+        x = self._residual(x, self.dims[-1])
+        x = self._residual(self._attention(x), self.dims[-1])
+        return self._causal(self._norm_silu(x), 2 * self.config["z_dim"])
 
+    def _down_block(self, x: Size, number: int) -> Size:
+        ledger, width = self.ledger, self.dims[number + 1]
+        copy = ledger.each(x) if self.config["is_residual"] else None
+        for _ in range(self.config["num_res_blocks"]):
+            x = self._residual(x, width)
+        if number < len(self.dims) - 2:
+            x = self._downsample(x, self.halves[number])
+        if copy is None:
+            return x
+        return ledger.each(x, ledger.each(copy, shape=x.shape))
 
-@contextmanager
-def _gathered(ledger: Ledger, frames: int, height: int, width: int) -> Iterator[None]:
-    """All frames beside what decodes them, then a second time as one array; on the host."""
-    if ledger.on_host:
-        chunks = ledger.new(frames, height, width, 3, item=1)
-    yield
-    if ledger.on_host:
-        ledger.each(chunks)
+    def _downsample(self, x: Size, halve: bool) -> Size:
+        ledger, (n, c, f, h, w) = self.ledger, x.shape
+        x = ledger.each(x, shape=(n * f, c, h, w))
+        x = ledger.each(x, shape=(n * f, c, h + 1, w + 1))
+        x = ledger.convolve(x, c, (3, 3), stride=2, pad=False)
+        x = ledger.each(x, shape=(n, c, f, *x.shape[2:]))
+        if not halve:
+            return x
+        layer = (self.window, next(self.layers))
+        h, w = x.shape[3:]
+        cache = ledger.each(x, shape=(n, c, 1, h, w))
+        if not self.first:
+            joined = ledger.each(x, shape=(n, c, f + 1, h, w))
+            x = self._halved(joined, f // 2)
+        self.remembered[layer] = cache
+        return x
+
+    def _halved(self, joined: Size, frames: int) -> Size:
+        """Every other frame of a convolution over three, in time alone."""
+        n, c, _, h, w = joined.shape
+        ledger = self.ledger
+        ledger.spend("call", 0, 1)
+        out = ledger.new(n, c, frames, h, w, item=joined.item)
+        flops = 2 * out.count * c * (REMEMBERED + 1)
+        ledger._convolve_volume(joined, flops, c * (REMEMBERED + 1) * frames * h * w)
+        return out

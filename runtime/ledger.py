@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -40,6 +41,22 @@ class Work(NamedTuple):
 COUNT_FLOPS = frozenset(
     {"product", "packed", "attention", "lookup", "convolution", "volume", "fourier"}
 )
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a transformer works on in a request.
+
+    latents: (C, F, H, W), frames that are only shown included. rows: of text, which are the
+    branches of guidance that run in one batch. timestep_axes: whether timesteps differ along
+    frames, rows and columns.
+    """
+
+    latents: tuple[int, int, int, int]
+    steps: int
+    rows: int
+    text_tokens: int
+    timestep_axes: tuple[bool, bool, bool] = (False, False, False)
 
 
 class Size:

@@ -1,0 +1,1 @@
+"""Wan: 2.1 and 2.2, their picture, control and two-expert variants."""
