@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -10,15 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import UsageError
 from . import rows
-from .measure import Bounds
+from .measure import PROMPT, Bounds
 from .rows import Row
 
 
@@ -107,10 +104,9 @@ def cold_start(asked: Asked) -> Iterator[Row]:
     on = "cuda" if torch.cuda.is_available() else "cpu"  # what the command takes
     with tempfile.TemporaryDirectory() as folder:
         target = str(Path(folder) / "video.mp4")
-        prompt = "a red ball bounces on the grass"
         commands = {
             "kinema --help": ["--help"],
-            "kinema generate": ["generate", prompt, "-o", target, "--force"],
+            "kinema generate": ["generate", PROMPT, "-o", target, "--force"],
         }
         for name, arguments in commands.items():
             seconds = [_process(arguments) for _ in range(1 + asked.repeats)][1:]
@@ -138,14 +134,13 @@ def scaling(asked: Asked) -> Iterable[Row]:
     return measured(_terms(asked), asked.repeats)
 
 
-def load(asked: Asked, gigabytes: float = 1.0) -> Iterable[Row]:
+def load(asked: Asked) -> Iterable[Row]:
     """Opening weights beside reading their bytes."""
-    from .load import measure
+    from .load import Loading, measure
 
-    options = {"gigabytes": gigabytes, "shards": 1, "stored": "bfloat16", "dtype": "bfloat16"}
-    options |= {"device": asked.device, "repeats": asked.repeats, "cold": False}
+    loading = Loading(gigabytes=1.0, device=asked.device, repeats=asked.repeats)
     with tempfile.TemporaryDirectory() as folder:
-        return measure(Path(folder), argparse.Namespace(**options))
+        return measure(Path(folder), loading)
 
 
 def turns(asked: Asked) -> Iterator[Row]:
@@ -159,9 +154,9 @@ def turns(asked: Asked) -> Iterator[Row]:
 
 def serve(asked: Asked) -> Iterable[Row]:
     """A server under load."""
-    if find_spec(f"{__package__}.serve") is None:
-        raise UsageError("there is no benchmark of serving here")
-    return import_module(f"{__package__}.serve").measure(asked.repeats)
+    from .serve import measure
+
+    return measure(asked.repeats)
 
 
 SIDE_BY_SIDE = ("video", "step", "decode")

@@ -11,6 +11,7 @@ pytest.importorskip("diffusers")
 
 from kinema.benchmarks import step
 from kinema.benchmarks.executors import CPU, embedded, rounded
+from kinema.benchmarks.measure import BASE
 from kinema.runtime.execution import executor as executors
 
 
@@ -21,12 +22,12 @@ def case():
 
 @pytest.mark.benchmark(group="step")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("runner", ["diffusers eager", "kinema eager", "kinema packed"])
+@pytest.mark.parametrize("runner", [BASE, "kinema eager", "kinema packed"])
 @torch.inference_mode()
 def test_step(benchmark, case, dtype, runner):
     model = rounded(case.model, getattr(torch, dtype))
     given = case.latents, case.texts, torch.tensor([700.0])
-    if runner == "diffusers eager":
+    if runner == BASE:
         run = step.reference_step(model, *given)
     else:
         name = runner.removeprefix("kinema ")

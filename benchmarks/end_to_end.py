@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import rows
-from .measure import interleave
+from .measure import BASE, interleave
 from .rows import Row
 from .samplers import (
-    BASE,
     PACKAGES,
     RUNNERS,
     Sampler,

@@ -34,15 +34,14 @@ from ..runtime.graphs.shells import TransformerGraphs
 from ..runtime.models.wan.transformer import WanTransformer
 from ..runtime.sampling.latents import initial_noise
 from . import rows, step
-from .measure import Bounds, turns
+from .measure import BASE, PROMPT, Bounds, turns
 from .rows import Row
-from .samplers import PROMPT
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
 CPU = torch.device("cpu")
-REFERENCE, WANTED = "diffusers eager", "kinema eager"
+WANTED = "kinema eager"
 GRAPHS = {"onnx": "onnxruntime", "aoti": "AOTInductor"}
 PACKAGES = ("diffusers", "onnxruntime", "onnx")
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
@@ -95,14 +94,14 @@ def compare(name: str, dtype: str, bounds: Bounds, compiled: bool, folder: Path)
         place = folder / f"{name.replace(' ', '_')}_{dtype}_{to}"
         models[title] = as_graphs(model, to, dtype, place)
     with torch.inference_mode():
-        steps = {REFERENCE: step.reference_step(model, *given)}
+        steps = {BASE: step.reference_step(model, *given)}
         if compiled:
             own = copy.deepcopy(model)
             steps["diffusers compiled"] = step.reference_step(own, *given, compiled=True)
         for title, ours in models.items():
             steps[title] = partial(step.bind(ours, *given), case.latents, 0)
         about = rows.about("step", name, sizes_of(case.latents), dtype, *PACKAGES)
-        return measure(about, steps, bounds, REFERENCE, WANTED)
+        return measure(about, steps, bounds, BASE, WANTED)
 
 
 def native(
@@ -134,12 +133,8 @@ def as_graphs(model: WanTransformer3DModel, to: str, dtype: str, place: Path) ->
 
 
 def rounded(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
-    """A copy in a dtype, some layers in fp32 as diffusers loads them."""
-    model = copy.deepcopy(model)
-    for name, parameter in model.named_parameters():
-        if dtype == torch.float32 or not step.KEEP_FP32 & set(name.split(".")):
-            parameter.data = parameter.data.to(dtype)
-    return model
+    """A copy in a dtype."""
+    return step.round_to(copy.deepcopy(model), dtype)
 
 
 # ---- a decode ------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ..runtime.checkpoints.presets import TEXT_LENGTH
+
 ITEM = 2  # bytes of bf16
-TEXT = 512  # keys of cross attention, as the reference pads them
 
 
 class Operation(NamedTuple):
@@ -60,9 +61,9 @@ def operations(config: dict[str, Any], tokens: int) -> Iterator[Operation]:
     yield elementwise("gated residual", 3)
     yield elementwise("norm", 2)
     yield product("queries of cross attention", wide, wide)
-    yield product("keys and values of the text", wide, 2 * wide, TEXT)
+    yield product("keys and values of the text", wide, 2 * wide, TEXT_LENGTH)
     yield elementwise("norm of queries", 2)
-    yield attention("cross attention", TEXT)
+    yield attention("cross attention", TEXT_LENGTH)  # pads are keys too
     yield product("projection", wide, wide)
     yield elementwise("residual, norm, scale and shift", 4)
     yield product("feed-forward, up", wide, ffn)

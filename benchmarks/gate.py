@@ -19,9 +19,9 @@ import torch
 
 from ..runtime.execution import executor as executors
 from . import rows
-from .measure import interleave
+from .measure import BASE, PROMPT, interleave
 from .rows import Row
-from .samplers import BASE, PROMPT, Terms, kinema_sampler, reference_sampler
+from .samplers import Terms, kinema_sampler, reference_sampler
 
 DTYPES = ("float32", "bfloat16")
 TURNS = {"step": 21, "video": 9}

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,31 +35,48 @@ WIDTHS: dict[str, Any] = {"num_attention_heads": 12, "attention_head_dim": 128, 
 BUFFER = 4 << 20
 
 
+@dataclass(frozen=True)
+class Loading:
+    """What is loaded and how often; `stored` is the dtype of the files, `dtype` of the module.
+
+    cold: with the files out of the page cache before every turn.
+    """
+
+    gigabytes: float = 3.0
+    shards: int = 1
+    stored: str = "bfloat16"
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    repeats: int = 5
+    cold: bool = False
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the ratios and, if asked, write the row."""
+    """Measure, print the ratios and, if asked, write the rows."""
     parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.load")
-    parser.add_argument("--gigabytes", type=float, default=3.0)
-    parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--stored", default="bfloat16", help="dtype of the files")
-    parser.add_argument("--dtype", default="bfloat16", help="dtype of the loaded module")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gigabytes", type=float, default=Loading.gigabytes)
+    parser.add_argument("--shards", type=int, default=Loading.shards)
+    parser.add_argument("--stored", default=Loading.stored, help="dtype of the files")
+    parser.add_argument("--dtype", default=Loading.dtype, help="dtype of the loaded module")
+    parser.add_argument("--device", default=Loading.device)
+    parser.add_argument("--repeats", type=int, default=Loading.repeats)
     parser.add_argument("--cold", action="store_true", help="drop the page cache before each turn")
     parser.add_argument("--folder", type=Path, help="where to write the files for the time it runs")
     parser.add_argument("--write", action="store_true", help="keep the rows in results/")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        found = measure(Path(folder), options)
+    options = vars(parser.parse_args(arguments))
+    place, write = options.pop("folder"), options.pop("write")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        found = measure(Path(folder), Loading(**options))
     print(describe(found))
-    if options.write:
+    if write:
         print(f"wrote {rows.merge(found)[0]}")
 
 
-def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
+def measure(folder: Path, asked: Loading) -> list[Row]:
     """Seconds of both readings and of loading, and the ratios to reading."""
-    config = config_of(options.gigabytes, getattr(torch, options.stored))
-    files = write_checkpoint(folder, config, getattr(torch, options.stored), options.shards)
-    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
+    stored, dtype = getattr(torch, asked.stored), getattr(torch, asked.dtype)
+    config, device = config_of(asked.gigabytes, stored), torch.device(asked.device)
+    files = write_checkpoint(folder, config, stored, asked.shards)
 
     def load() -> None:
         weights.load(lambda: WanTransformer(config), folder, config.weight_table(), device, dtype)
@@ -70,19 +88,17 @@ def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
         "read into memory": lambda: [file.read_bytes() for file in files],
         "load": load,
     }
-    if options.cold:
+    if asked.cold:
         turns = {name: after_dropping(files, turn) for name, turn in turns.items()}
-    seconds = interleave(turns, options.repeats)
+    seconds = interleave(turns, asked.repeats)
     sizes = {
         "bytes": sum(file.stat().st_size for file in files),
         "files": len(files),
-        "stored": options.stored,
-        "page_cache": "cold" if options.cold else "warm",
+        "stored": asked.stored,
+        "page_cache": "cold" if asked.cold else "warm",
     }
     shapes = " ".join(f"{name}={value}" for name, value in sizes.items())
-    about = rows.about(
-        "load", options.device, shapes, options.dtype, "safetensors", on=options.device
-    )
+    about = rows.about("load", asked.device, shapes, asked.dtype, "safetensors", on=asked.device)
     return rows.timed(about, seconds, "read")
 
 

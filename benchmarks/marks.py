@@ -1,8 +1,8 @@
 """What the invisible marks survive, and cost: `python -m kinema.benchmarks.marks`.
 
 Channel bits read back after each attack, before any correction, and how many payloads were whole;
-what 64x64 carries; scores of clips without a mark; milliseconds a frame. Rows go to
-results/marks.json one by one; a run that was stopped goes on with --resume.
+what 64x64 carries; scores of clips without a mark; milliseconds a frame. `--write`
+puts rows into results/marks.json one by one; a run that was stopped goes on with `--resume` too.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ SOUND_RATE, SOUND_SEEDS = 48_000, 8
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and write row after row."""
+    """Measure, print and, if asked, keep row after row."""
     parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.marks")
     parser.add_argument("--resume", action="store_true", help="keep the rows there are")
     parser.add_argument("--minutes", type=float, default=12, help="start no row after them")
-    parser.add_argument("--no-write", action="store_true", help="leave the committed rows alone")
+    parser.add_argument("--write", action="store_true", help="keep the rows in results/")
     options = parser.parse_args(arguments)
     path = RESULTS / "marks.json"
     rows = json.loads(path.read_text())["rows"] if options.resume and path.exists() else {}
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         rows[name] = measure()
         print(f"{name}: {rows[name]}", flush=True)
-        if not options.no_write:
+        if options.write:
             write_rows("marks", {"provenance": provenance("av", "numpy"), "rows": rows})
     left = [name for name, _ in tasks() if name not in rows]
     print(f"left for --resume: {', '.join(left)}" if left else "whole")

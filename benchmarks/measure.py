@@ -8,15 +8,20 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from ..runtime.files import whole_or_nothing
 
 RESULTS = Path(__file__).parent / "results"
+BASE = "diffusers eager"  # what all else is beside
+PROMPT = "a red ball bounces on the grass"
 FEWEST = 3
 
 
@@ -37,6 +42,13 @@ def interleave(
     return seconds
 
 
+def finished(result: Tensor) -> Tensor:
+    """What a timed call gives, once the device has it."""
+    if result.is_cuda:
+        torch.cuda.synchronize()
+    return result
+
+
 class Bounds(NamedTuple):
     """How often all take a turn: so many times, or as fit in so many seconds, yet three times."""
 
@@ -55,21 +67,31 @@ def turns(functions: dict[str, Callable[[], Any]], bounds: Bounds) -> dict[str, 
     return interleave(functions, bounds.turns(time.perf_counter() - started), warmup=0)
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Median with the 20th and 80th percentile, in seconds."""
-    ordered = sorted(seconds)
+class Spread(NamedTuple):
+    """What values are like."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The median with the 20th and the 80th percentile, which are two of the values."""
+    ordered = sorted(values)
     last = len(ordered) - 1
-    return {
-        "median_s": round(statistics.median(ordered), 5),
-        "p20_s": round(ordered[round(0.2 * last)], 5),
-        "p80_s": round(ordered[round(0.8 * last)], 5),
-        "repeats": len(ordered),
-    }
+    low, high = ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+    return Spread(statistics.median(ordered), low, high)
 
 
-def median_ratio(slower: list[float], faster: list[float]) -> float:
-    """The median of the ratios of neighbouring calls."""
-    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
+    """Of neighbouring calls: how many times as fast the second is."""
+    return [a / b for a, b in zip(slower, faster, strict=True)]
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """A spread in seconds, as the files of results that are no rows have it."""
+    found = {f"{name}_s": round(value, 5) for name, value in spread(seconds)._asdict().items()}
+    return {**found, "repeats": len(seconds)}
 
 
 def provenance(*packages: str) -> dict[str, Any]:
@@ -88,13 +110,13 @@ def write_rows(name: str, rows: dict[str, Any]) -> Path:
     """Write `results/NAME.json`; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(rows, indent=2) + "\n")
-    part.replace(path)
+    with whole_or_nothing(path) as unfinished:
+        unfinished.write_text(json.dumps(rows, indent=2) + "\n")
     return path
 
 
 def cpu() -> str:
+    """The processor's name, and whether it multiplies matrices in bf16."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -31,9 +31,9 @@ from ..runtime.models.wan.transformer import WanTransformer
 from ..runtime.planning import cost, device
 from ..runtime.requests.request import Request
 from . import rows
+from .measure import PROMPT
 from .rows import Row
 
-PROMPT = "a red ball bounces on the grass"
 RANDOM: dict[str, Any] = {
     "num_attention_heads": 10,
     "attention_head_dim": 128,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..runtime.files import whole_or_nothing
 from ..runtime.profiling import palette
 from ..runtime.profiling import quantities as say
 from ..runtime.profiling.drawing import DASHES, decades, marker, ticks
@@ -50,9 +51,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
             if drawing:
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"{kind}-{committed.slug(device)}.svg"
-                part = path.with_suffix(".part")
-                part.write_text(drawing)
-                part.replace(path)
+                with whole_or_nothing(path) as unfinished:
+                    unfinished.write_text(drawing)
                 written.append(path)
     return written
 

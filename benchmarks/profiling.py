@@ -1,8 +1,8 @@
 """What a stopwatch costs: `python -m kinema.benchmarks.profiling`.
 
 A request of the embedded model as it is, with its stages and steps timed, and with every operator
-of its steps watched, taking turns. Puts rows into the device's results: a ratio below 1 is what it
-costs, 0.97 being 3 percent.
+of its steps watched, taking turns. A ratio below 1 is what it costs, 0.97 being 3 percent.
+`--write` puts the rows into the device's results.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PLAIN = "not profiled"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and write the rows."""
+    """Measure, print and, if asked, keep the rows."""
     parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.profiling")
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cpu-time", action="store_true", help="of this process, on a busy host")
-    parser.add_argument("--no-write", action="store_true", help="leave the committed rows alone")
+    parser.add_argument("--write", action="store_true", help="keep the rows in results/")
     options = parser.parse_args(arguments)
     clock = time.process_time if options.cpu_time else time.perf_counter
     found = [
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         for row in overhead(options.repeats, options.device, clock=clock)
     ]
     print("\n".join(map(rows.said, found)), flush=True)
-    if not options.no_write:
+    if options.write:
         rows.merge(found)
 
 

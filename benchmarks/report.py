@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..runtime.errors import KinemaError
-from . import rows, tables
+from . import plots, rows, tables
 from .rows import Row
 
 ROOT = Path(__file__).parent.parent
@@ -44,29 +43,20 @@ def with_tables(text: str, found: Sequence[Row]) -> str:
     """The text with each marked table made anew; untouched where its results are not there."""
 
     def table(mark: re.Match[str]) -> str:
-        if mark[2] not in {**tables.OF_ROWS, **tables.OF_FILES}:
-            raise KinemaError(f"there is no table {mark[2]!r}; known: {', '.join(known())}")
+        if mark[2] not in tables.NAMES:
+            raise KinemaError(f"there is no table {mark[2]!r}; known: {', '.join(tables.NAMES)}")
         made = tables.table(mark[2], found)
         return mark[0] if made is None else f"{mark[1]}{made}\n{mark[3]}"
 
     return MARK.sub(table, text)
 
 
-def known() -> list[str]:
-    """Names of tables."""
-    return [*tables.OF_ROWS, *tables.OF_FILES]
-
-
 def _plots(found: Sequence[Row], check: bool) -> Iterator[str]:
     """Those that changed."""
-    if find_spec(f"{__package__}.plots") is None:
-        return
-    from . import plots
-
     with tempfile.TemporaryDirectory() as folder:
         for drawn in plots.draw(found, Path(folder)):
-            there = IMAGES / Path(drawn).name
-            made = Path(drawn).read_bytes()
+            there = IMAGES / drawn.name
+            made = drawn.read_bytes()
             if not there.is_file() or there.read_bytes() != made:
                 yield str(there.relative_to(ROOT))
                 if not check:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..runtime.files import whole_or_nothing
 from . import measure
 
 NUMBERS = ("median", "p20", "p80", "psnr", "ssim")
@@ -128,17 +128,14 @@ def timed(
         row = replace(like, runner=runner, psnr=psnr, ssim=ssim)
         found.append(spread(replace(row, quantity="seconds", unit="s"), values))
         if runner != base:
-            ratios = [a / b for a, b in zip(seconds[base], values, strict=True)]
-            found.append(spread(replace(row, quantity="ratio", unit="times", base=base), ratios))
+            ratio = replace(row, quantity="ratio", unit="times", base=base)
+            found.append(spread(ratio, measure.ratios(seconds[base], values)))
     return found
 
 
 def spread(like: Row, values: Sequence[float]) -> Row:
     """A row with the median and the 20th and 80th percentile of values."""
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    low, high = ordered[round(0.2 * last)], ordered[round(0.8 * last)]
-    return replace(like, median=statistics.median(ordered), p20=low, p80=high, n=len(ordered))
+    return replace(like, **measure.spread(values)._asdict(), n=len(values))
 
 
 def one(like: Row, runner: str, quantity: str, unit: str, value: float, **more: Any) -> Row:
@@ -228,9 +225,8 @@ def merge(rows: Sequence[Row], path: Path | None = None) -> list[Path]:
         anew = {row.run for row in mine}
         kept = [row for row in read(file) if row.run not in anew]
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(as_text([*kept, *mine]))
-        part.replace(file)
+        with whole_or_nothing(file) as unfinished:
+            unfinished.write_text(as_text([*kept, *mine]))
     return list(files)
 
 

@@ -28,12 +28,11 @@ from ..runtime.sampling.latents import initial_noise
 from ..runtime.sampling.tracks import schedule_tracks
 from ..runtime.sessions.binding import bind
 from ..runtime.vaes.decode import decode_frames
+from .measure import BASE, PROMPT, finished
 
-PROMPT = "a red ball bounces on the grass"
 PACKAGES = ("diffusers", "transformers", "onnxruntime", "cache-dit")
-BASE, EXACT = "diffusers eager", "kinema eager"
 RUNNERS = (
-    "diffusers eager", "diffusers compiled", "cache-dit",
+    BASE, "diffusers compiled", "cache-dit",
     "kinema eager", "kinema packed", "kinema compiled", "kinema graph", "onnxruntime",
 )  # fmt: skip
 # For a model of few blocks and steps: one block is always computed, to see what changed, and a
@@ -147,13 +146,6 @@ def kinema_sampler(
         return finished(latents)
 
     return sample
-
-
-def finished(result: Tensor) -> Tensor:
-    """What a sampler gives, once the device has it."""
-    if result.is_cuda:
-        torch.cuda.synchronize()
-    return result
 
 
 # ---- the reference -------------------------------------------------------------------------------

@@ -24,9 +24,10 @@ from itertools import cycle
 from pathlib import Path
 
 from . import rows
+from .measure import PROMPT
 from .rows import Row
 
-ORDER = {"prompt": "a red ball bounces on the grass", "size": "64x64"}
+ORDER = {"prompt": PROMPT, "size": "64x64"}
 BUSY = 2  # videos that are being made all the time
 MIX = ("retrieve",) * 7 + ("list",) * 2 + ("create",)  # of every ten requests
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

@@ -56,17 +56,17 @@ KINDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure every kind, print it, and write results/shown.json."""
+    """Measure every kind, print it and, if asked, keep it in results/shown.json."""
     parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.shown")
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--steps", type=int, help="of the model's own number if not given")
-    parser.add_argument("--no-write", action="store_true", help="leave the committed rows alone")
+    parser.add_argument("--write", action="store_true", help="keep the rows in results/")
     options = parser.parse_args(arguments)
     engine, rows = kinema.load(), {}
     for name, shown in KINDS.items():
         rows[name] = measure(engine, shown, options.clips, options.steps)
         print(f"{name}: {rows[name]}", flush=True)
-    if not options.no_write:
+    if options.write:
         told = {"provenance": provenance("numpy"), "clips": options.clips, "rows": rows}
         write_rows("shown", told)
 

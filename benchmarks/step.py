@@ -6,7 +6,7 @@ to 512 tokens, and one `predict` of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -62,6 +62,12 @@ SIZES = {
 }
 
 
+def tokens_of(latent_shape: Sequence[int]) -> int:
+    """Of self-attention: patches are 2 by 2."""
+    _, frames, height, width = latent_shape
+    return frames * (height // 2) * (width // 2)
+
+
 def apart(found: Tensor, wanted: Tensor) -> float:
     """Root mean square of the difference over that of what is wanted; 0 for the same bits."""
     return float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
@@ -70,11 +76,16 @@ def apart(found: Tensor, wanted: Tensor) -> float:
 def reference(
     config: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> WanTransformer3DModel:
-    """diffusers' transformer with random weights, some of its layers in fp32 as it loads them."""
+    """diffusers' transformer with random weights."""
     from diffusers import WanTransformer3DModel
 
     with torch.device(device):
         model = WanTransformer3DModel(**config).eval().requires_grad_(False)
+    return round_to(model, dtype)
+
+
+def round_to(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
+    """diffusers' transformer itself, its weights in a dtype as it loads them: some stay fp32."""
     for name, parameter in model.named_parameters():
         if not Wan.KEEP_FP32 & set(name.split(".")):
             parameter.data = parameter.data.to(dtype)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 from . import measure
+from .file_tables import OF_FILES
+from .measure import BASE
 from .rows import Row, select
 
 NONE_YET = "*No such row has been measured yet.*"
-BASE = "diffusers eager"
+APART = "RMS of what differs from kinema eager over the RMS, in the same dtype"
+SHOWN = ("seconds", "skipped")  # quantities that have a line of their own
 
 
 # ---- of rows -------------------------------------------------------------------------------------
@@ -46,9 +48,6 @@ def executors(rows: Sequence[Row]) -> str:
     mine = select(rows, bench="step", name="embedded") + select(rows, bench="decode")
     told = "A step is both branches of guidance; apart: " + APART
     return _table(_timed(mine), told, mine)
-
-
-APART = "RMS of what differs from kinema eager over the RMS, in the same dtype"
 
 
 def waterfall(rows: Sequence[Row]) -> str:
@@ -147,9 +146,6 @@ def _timed(rows: Sequence[Row], beside: str = BASE, grouped: bool = True) -> lis
     return lines
 
 
-SHOWN = ("seconds", "skipped")
-
-
 def _extra(rows: Sequence[Row]) -> list[str]:
     """Columns that some row fills."""
     found = []
@@ -233,70 +229,7 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count != 1)}"
 
 
-# ---- of what is no timing ------------------------------------------------------------------------
-
-
-def marks(results: dict[str, Any]) -> str:
-    """Channel bits of the picture's mark that are read after each attack, by clip."""
-    clips = {name: row for name, row in results["rows"].items() if "attacks" in row}
-    kinds = list(dict.fromkeys(name.rpartition(" ")[0] for name in clips))
-    lines = [f"| after | {' | '.join(kinds)} | mean | payloads |", "|---" * (len(kinds) + 3) + "|"]
-    for attack in next(iter(clips.values()))["attacks"]:
-        of_kind = {
-            kind: [
-                row["attacks"][attack]
-                for name, row in clips.items()
-                if name.rpartition(" ")[0] == kind
-            ]
-            for kind in kinds
-        }
-        every = [answer for answers in of_kind.values() for answer in answers]
-        means = [_mean_bits(answers) for answers in (*of_kind.values(), every)]
-        whole = f"{sum(answer['read'] for answer in every)} of {len(every)}"
-        lines.append(f"| {attack} | {' | '.join(means)} | {whole} |")
-    quality = min(row["psnr_db"] for row in clips.values())
-    return "\n".join(lines) + (
-        f"\n\nPer cent of 96 channel bits; {len(clips)} clips, 1280x720, four seconds, marked at"
-        f" {quality:.1f} dB or better; {_where_told(results['provenance'])}."
-    )
-
-
-def _mean_bits(answers: list[dict[str, Any]]) -> str:
-    return f"{100 * sum(answer['bits'] for answer in answers) / len(answers):.1f}"
-
-
-def shown(results: dict[str, Any]) -> str:
-    """What the embedded model makes of frames it is shown."""
-    head = ("motion", "colour", "shape", "background", "pixels_off", "psnr_db")
-    lines = [
-        "| shown | motion | colour | shape | background | pixels off the true path | PSNR |",
-        "|---" * 7 + "|",
-    ]
-    for name, row in results["rows"].items():
-        rates = [f"{row[column]:.2f}" for column in head[:4]]
-        lines.append(
-            f"| {name} | {' | '.join(rates)} | {row['pixels_off']:.1f} | {row['psnr_db']:.1f} dB |"
-        )
-    return "\n".join(lines) + (
-        f"\n\n{results['clips']} true clips; path and PSNR of the frames that were made;"
-        f" {_where_told(results['provenance'])}."
-    )
-
-
-def evaluate(results: dict[str, Any]) -> str:
-    """Rates of the embedded model on held-out prompts, in one row; and its sound."""
-    table, sound = results["table"], results["table"]["sound"]
-    names = ("color", "background", "motion", "shape", "all_four", "strict_shape")
-    rates = [f"{100 * table[name]:.1f} %" for name in names]
-    head = ["prompts", *(name.replace("_", " ") for name in names), "contacts heard", "shuffled"]
-    heard = [f"{100 * sound[name]:.1f} %" for name in ("recall", "shuffled_recall")]
-    rows = [head, ["---"] * len(head), [str(table["clips"]), *rates, *heard]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _where_told(provenance: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {value}" for name, value in provenance["versions"].items())
-    return f"{provenance['device']}, {provenance['threads']} threads, {versions}"
+# ---- by name -------------------------------------------------------------------------------------
 
 
 OF_ROWS: dict[str, Callable[[Sequence[Row]], str]] = {
@@ -305,11 +238,7 @@ OF_ROWS: dict[str, Callable[[Sequence[Row]], str]] = {
         end_to_end, step_cpu, executors, waterfall, scaling, load, turns, plan, serve, gpu
     )
 }  # fmt: skip
-OF_FILES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "evaluate": evaluate,
-    "marks": marks,
-    "shown": shown,
-}
+NAMES = (*OF_ROWS, *OF_FILES)
 
 
 def table(name: str, rows: Iterable[Row]) -> str | None:

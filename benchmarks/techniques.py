@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..runtime.planning.plan import Plan
 from . import rows
-from .measure import interleave
+from .measure import BASE, interleave
 from .rows import Row
 from .samplers import (
-    BASE,
     PACKAGES,
     Sampler,
     Terms,
@@ -25,6 +23,7 @@ from .samplers import (
     name_of,
     reference_sampler,
 )
+from .step import tokens_of
 
 
 class Technique(NamedTuple):
@@ -88,12 +87,6 @@ def scaling(terms: Terms, repeats: int) -> Iterator[Row]:
                 BASE: reference_sampler(engine, *given),
                 f"kinema {engine.executor}": kinema_sampler(engine, *given),
             }
-            sizes = f"tokens={tokens_of(plan)} steps={here.steps} batch={here.batch}"
+            sizes = f"tokens={tokens_of(plan.latent_shape)} steps={here.steps} batch={here.batch}"
             about = rows.about("scaling", axis, sizes, "float32", *PACKAGES[:2], on=here.device)
             yield from rows.timed(about, interleave(found, repeats), BASE)
-
-
-def tokens_of(plan: Plan) -> int:
-    """Of self-attention: patches are 2 by 2."""
-    _, frames, height, width = plan.latent_shape
-    return frames * (height // 2) * (width // 2)

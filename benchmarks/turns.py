@@ -2,7 +2,7 @@
 
 On the embedded model: the scheduler's own time beside a step; eight equal requests of several sizes
 one after another and in shared forwards; and how long short requests wait beside a long one, when
-sessions take turns and when they do not. Puts rows into the device's results.
+sessions take turns and when they do not. `--write` puts rows into the device's results.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ..runtime import engine as engines
-from ..runtime.checkpoints.checkpoint import open_checkpoint
-from ..runtime.components import Options
 from ..runtime.requests.request import Request
 from ..runtime.sessions.progress import Progress
 from . import rows
@@ -37,12 +33,12 @@ SHORT_STEPS, LONG_STEPS = 4, 100
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and write the rows."""
+    """Measure, print and, if asked, keep the rows."""
     parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.turns")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=["overhead", "throughput", "latency"])
     parser.add_argument("--cpu-time", action="store_true", help="of this process, on a busy host")
-    parser.add_argument("--no-write", action="store_true", help="leave the committed rows alone")
+    parser.add_argument("--write", action="store_true", help="keep the rows in results/")
     options = parser.parse_args(arguments)
     clock = time.process_time if options.cpu_time else time.perf_counter
     parts: dict[str, Callable[[], Iterable[Row]]] = {
@@ -54,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.only in (None, name):
             found = [replace(row, note=f"by {clock.__name__}") for row in measure()]
             print("\n".join(map(rows.said, found)), flush=True)
-            if not options.no_write:
+            if options.write:
                 rows.merge(found)
 
 
@@ -76,19 +72,19 @@ def overhead(repeats: int) -> list[Row]:
         def session(self, request: Any, **fields: Any) -> Any:
             return Counting()
 
-    pretend = Pretend(open_checkpoint(), torch.device("cpu"), torch.float32, Options())
     engine = engines.load(device="cpu")
+    pretend = Pretend(engine.checkpoint, engine.device, engine.dtype, engine.options)
 
     def turns() -> None:
         pretend.submit(PROMPTS[0]).result()
 
     def steps() -> None:
-        for _ in engine.session(PROMPTS[0], num_inference_steps=20):
+        for _ in engine.session(PROMPTS[0], num_inference_steps=STEPS):
             pass
 
     seconds = interleave({"turns": turns, "steps": steps}, repeats)
     each = {"a turn": [taken / parts for taken in seconds["turns"]]}
-    each["a step"] = [taken / 20 for taken in seconds["steps"]]
+    each["a step"] = [taken / STEPS for taken in seconds["steps"]]
     return rows.timed(rows.about("turns", "embedded", "", "float32"), each, "a step")
 
 

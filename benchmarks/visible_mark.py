@@ -1,7 +1,8 @@
 """What the visible mark costs: `python -m kinema.benchmarks.visible_mark`.
 
 Milliseconds a frame, in a stay and where it dims, beside copying the frame and beside writing it to
-a file in the same run; and how long drawing the mark takes, once. Writes results/visible_mark.json.
+a file in the same run; and how long drawing the mark takes, once. `--write` keeps the rows in
+results/visible_mark.json.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ import numpy as np
 
 from ..runtime.media.mp4 import write_mp4
 from ..runtime.provenance.visible_mark import STAY_SECONDS, VisibleMark
-from .measure import interleave, median_ratio, provenance, write_rows
+from .measure import interleave, provenance, ratios, write_rows
 
 SIZES = ((64, 64), (480, 832), (720, 1280), (2160, 3840))
 FPS, FRAMES = 24, 12
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and write the rows."""
+    """Measure, print and, if asked, keep the rows."""
     parser = argparse.ArgumentParser(prog="python -m kinema.benchmarks.visible_mark")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--no-write", action="store_true", help="leave the committed rows alone")
+    parser.add_argument("--write", action="store_true", help="keep the rows in results/")
     options = parser.parse_args(arguments)
     rows = []
     for size in SIZES:
         rows.append(measure(*size, options.repeats))
         print(rows[-1], flush=True)
-    if not options.no_write:
+    if options.write:
         path = write_rows("visible_mark", {"provenance": provenance("pillow", "av"), "rows": rows})
         print(f"wrote {path}")
 
@@ -56,8 +57,8 @@ def measure(height: int, width: int, repeats: int) -> dict[str, Any]:
         "height": height,
         "width": width,
         "ms_a_frame": {n: round(1e3 * median(s) / FRAMES, 4) for n, s in seconds.items()},
-        "mark_to_copy": round(median_ratio(seconds["mark"], seconds["copy"]), 3),
-        "mark_to_write": round(median_ratio(seconds["mark"], seconds["write"]), 4),
+        "mark_to_copy": round(median(ratios(seconds["mark"], seconds["copy"])), 3),
+        "mark_to_write": round(median(ratios(seconds["mark"], seconds["write"])), 4),
         "draw_once_ms": round(1e3 * drawn, 2),
         "repeats": repeats,
     }

@@ -11,7 +11,7 @@ from ...kernels._chip import capability
 from ...kernels._product import configs as product_configs
 from ...kernels._product import product
 from ...kernels._triton import power_of_2
-from .cases import Case
+from .case import Case
 
 Configurations = Iterator[tuple[str, Callable[[], Any]]]
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ...kernels import dispatch
-from .cases import Case, cases
+from .case import Case
+from .cases import cases
 from .configurations import CONFIGURATIONS
 from .models import AWKWARD, BY_NAME
 from .timing import PREDICTED_GBPS, PREDICTED_TFLOPS, Time, ceilings, measure

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..measure import spread
+
 COLD = 256 * 2**20  # bytes written between calls: several times any L2 so far
 AHEAD = 40_000_000  # cycles, some 20 ms, that the device waits while the host prepares launches
 # Measured once on an NVIDIA H200 (dense bf16 product of 8192; copy, bytes read plus written): what
@@ -38,11 +40,7 @@ def measure(call: Callable[[], Any], budget_s: float = 0.25, most: int = 50) -> 
     flush = torch.empty(COLD, dtype=torch.int8, device="cuda")
     estimate = statistics.median(_timed(call, flush, 2))
     count = max(3, min(most, round(1e3 * budget_s / max(estimate, 1e-3))))
-    times = sorted(_timed(call, flush, count))
-    last = len(times) - 1
-    return Time(
-        statistics.median(times), times[round(0.2 * last)], times[round(0.8 * last)], count, first_s
-    )
+    return Time(*spread(_timed(call, flush, count)), count, first_s)
 
 
 def _timed(call: Callable[[], Any], flush: torch.Tensor, count: int) -> list[float]:
