@@ -11,7 +11,8 @@ from PIL import Image
 from kinema.runtime.errors import UsageError
 from kinema.runtime.media import clips
 from kinema.runtime.models.wan.presets import PIPELINES
-from kinema.runtime.requests.conditions import Condition, check, place, references
+from kinema.runtime.requests.conditions import Condition, place, references
+from kinema.runtime.requests.taken import check
 
 PICTURE = np.zeros((6, 8, 3), np.uint8)
 CLIP = np.zeros((5, 6, 8, 3), np.uint8)

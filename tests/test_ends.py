@@ -12,8 +12,9 @@ from kinema.benchmarks.plan import allocated
 from kinema.runtime.conditioning.given import Given
 from kinema.runtime.conditioning.shown import given_of
 from kinema.runtime.ledger import Ledger
-from kinema.runtime.requests.conditions import Condition, check, ends, place
+from kinema.runtime.requests.conditions import Condition, ends, place
 from kinema.runtime.requests.request import Request
+from kinema.runtime.requests.taken import check
 from kinema.runtime.vaes.kinema import AutoencoderKinema, KinemaVAEConfig
 from kinema.runtime.vaes.kinema_sizes import KinemaVae
 from kinema.world.detect import detect

@@ -10,6 +10,7 @@ import torch
 
 from kinema.runtime.errors import UsageError
 from kinema.runtime.sampling import schedule
+from kinema.runtime.sampling.experts import scales_of_experts
 from kinema.runtime.sampling.guidance import (
     Branches,
     Guidance,
@@ -17,7 +18,6 @@ from kinema.runtime.sampling.guidance import (
     count_branches,
     guide,
     is_guided,
-    scales_of_experts,
 )
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}

@@ -35,6 +35,9 @@ class Model(nn.Module):
         self.first = nn.Linear(6, 7)
         self.blocks = nn.ModuleList(Block(7, 5 + 3 * (i % 2), dtype) for i in range(depth))
 
+    def block_lists(self):
+        return [self.blocks]
+
     def forward(self, x):
         keys = [block.keys(x.new_ones(7)) for block in self.blocks]
         x = self.first(x)
@@ -303,6 +306,26 @@ def test_a_module_without_blocks_is_lent(lent):
     assert addresses(module).isdisjoint(lent())
 
 
+class Nested(nn.Module):
+    """Two lists of blocks that it tells of, one of them further down, and one that it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Model()
+        self.others, self.untold = (nn.ModuleList([nn.Linear(2, 2)]) for _ in range(2))
+
+    def block_lists(self):
+        return [self.others, *self.inner.block_lists()]
+
+
+def test_the_lists_that_a_module_tells_of_stream(lent):
+    model = Nested()
+    with place(model, CPU, "block"):
+        assert isinstance(model.inner.blocks, BlockStream)
+        assert isinstance(model.others, BlockStream)
+        assert addresses(model.untold) <= lent()
+
+
 def test_a_list_without_blocks_is_empty():
     assert list(BlockStream(nn.ModuleList(), CPU)) == []
 
@@ -347,70 +370,3 @@ def test_unknown_mode_and_blocks_elsewhere_are_one_line():
         Offload(CPU, "disk")
     with pytest.raises(KinemaError, match="are on meta; the host is expected"):
         BlockStream(nn.ModuleList([nn.Linear(2, 2, device="meta")]), CPU)
-
-
-# ---- on a GPU ------------------------------------------------------------------------------------
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-class Wide(nn.Module):
-    """Blocks that are much larger than what flows through them."""
-
-    def __init__(self, depth=8, dim=2048):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(dim, dim)
-        self.blocks = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
-
-    def forward(self, x):
-        x = self.first(x)
-        for block in self.blocks:
-            x = x + block(x).tanh()
-        return x
-
-
-@needs_cuda
-@torch.inference_mode()
-def test_cuda_results_are_the_same_bit_for_bit():
-    device, x = torch.device("cuda"), torch.randn(64, 2048, device="cuda")
-    wanted = Wide().to(device)(x)
-    for mode in ("model", "block"):
-        placed = Offload(device, mode).place(Wide())
-        for _ in range(3):  # copies of the next step race with this one, if anything does
-            for _ in range(10):
-                found = placed.use()(x)
-            assert torch.equal(found, wanted)
-            placed.leave()
-
-
-@needs_cuda
-@torch.inference_mode()
-def test_cuda_holds_two_blocks_at_most():
-    device, x = torch.device("cuda"), torch.randn(8, 2048, device="cuda")
-    model = Wide()
-    block = sum(x.nbytes for x in model.blocks[0].parameters())
-    offload = Offload(device, "block")
-    placed = offload.place(model)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    placed.use()(x)
-    held = torch.cuda.max_memory_allocated() - before
-    assert 3 * block <= held < 3.5 * block  # two, and the first layer
-    offload.leave()
-    torch.cuda.synchronize()
-    assert torch.cuda.memory_allocated() - before < 0.1 * block
-
-
-@needs_cuda
-@torch.inference_mode()
-def test_cuda_weights_come_home_for_a_leaner_mode():
-    model, x = Model(24).cuda(), torch.randn(3, 6, device="cuda")
-    wanted, modes = model(x), Offload("cuda")
-    placed = modes.place(model)
-    for mode in ("model", "block"):
-        modes.adopt(mode)
-        assert all(w.device.type == "cpu" for w in tensors_of(model))
-        assert torch.equal(placed.use()(x), wanted)

@@ -31,7 +31,7 @@ class LinearVAE(nn.Module):
         self.mix = nn.Parameter(torch.randn(CHANNELS, CHANNELS, generator=generator))
         self.config = SimpleNamespace(latents_mean=None, latents_std=None, scale_factor_spatial=8)
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor, tile: object = None) -> torch.Tensor:
         grid = (1 + pixels.shape[2] // 4, pixels.shape[3] // 8, pixels.shape[4] // 8)
         colours = preview.colours_of(pixels, grid)
         return torch.einsum("dc,bcfhw->bdfhw", self.mix, torch.cat([colours, colours.sin()], 1))

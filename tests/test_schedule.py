@@ -7,7 +7,7 @@ import torch
 
 from kinema.runtime.errors import UsageError
 from kinema.runtime.sampling import schedule
-from kinema.runtime.sampling.scheduler_configs import FORMATS
+from kinema.runtime.sampling.scheduler_formats import FORMATS
 from kinema.runtime.sampling.sigmas import Level, Schedule, level
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}

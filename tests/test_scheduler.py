@@ -51,7 +51,7 @@ class PretendEngine:
 @pytest.fixture
 def pretend():
     engine = PretendEngine()
-    engine.scheduler = StepScheduler(engine)
+    engine.scheduler = StepScheduler(engine, max_batch=1)
     yield engine
     engine.go.set()
     engine.scheduler.close()
@@ -129,7 +129,7 @@ def test_cancelling_one_that_works_and_one_that_waits(pretend):
 
 
 def test_closing_cancels_and_refuses_more(pretend):
-    job = pretend.scheduler.submit(asked("a", 1000))
+    job = pretend.scheduler.submit(asked("a", 10**9))  # ends before it is closed on no machine
     pretend.go.set()
     pretend.scheduler.close()
     with pytest.raises(kinema.Cancelled):

@@ -17,7 +17,7 @@ import torch
 
 import kinema
 from kinema.runtime.errors import KinemaError
-from kinema.runtime.sessions import pipeline
+from kinema.runtime.sessions import leaner, pipeline
 from kinema.runtime.sessions import session as sessions
 
 PROMPT = "a red ball bounces on the grass"
@@ -214,7 +214,7 @@ def test_with_no_leaner_way_it_says_so_and_the_engine_lives(engine, request_, vi
 
 
 def test_short_of_memory_decoding_goes_on_where_it_was(engine, request_, video, monkeypatch):
-    monkeypatch.setattr(sessions, "leaner", lambda setting, *_, **__: setting)
+    monkeypatch.setattr(leaner, "leaner", lambda setting, *_, **__: setting)
     real, failed = pipeline.picture, []
 
     def picture(*args):

@@ -16,6 +16,7 @@ import torch
 
 from kinema.runtime.errors import UsageError
 from kinema.runtime.requests import solver_names
+from kinema.runtime.requests.solver_names import NAMES, STOCHASTIC
 from kinema.runtime.sampling import schedule, solvers
 from kinema.runtime.sampling.sigmas import Schedule
 
@@ -153,7 +154,7 @@ def test_lcm_keeps_the_level(noise):
         torch.testing.assert_close(latents, end.alpha * seen + end.sigma * noise)
 
 
-@pytest.mark.parametrize("name", sorted(solvers.STOCHASTIC))
+@pytest.mark.parametrize("name", sorted(STOCHASTIC))
 def test_noise_is_the_generators_alone(name):
     """Same state, same bits; the generator that was given stays where it was, and torch's own too;
     the state in the history is a small tensor of bytes, as a file can hold it."""
@@ -184,7 +185,7 @@ def test_tracks_draw_noise_of_their_own():
     assert torch.stack(noises).corrcoef().triu(1).abs().max() < 0.6  # 4 deviations of 1 / sqrt(50)
 
 
-@pytest.mark.parametrize("name", solvers.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_comes_in_is_untouched(name):
     table = schedule.from_sigmas([1.0, 0.6, 0.3, 0.1])
     table = table.doubled() if name == "heun" else table
@@ -217,9 +218,9 @@ def test_predictions_of_any_kind_are_of_the_same_clean_latents(kind):
 
 
 def test_every_name_has_a_solver():
-    assert tuple(solvers.NAMED) == solvers.NAMES
+    assert tuple(solvers.NAMED) == NAMES
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    for name in solvers.NAMES:
+    for name in NAMES:
         table = schedule.from_config(config, 6, solver=name)
         assert len(table) == solver_names.count_predictions(name, 6)
     with pytest.raises(UsageError, match="'euler_a' is not known"):
@@ -236,7 +237,7 @@ def test_what_is_not_known_is_refused():
         "timestep_spacing": "trailing",
     }
     refusals = [
-        (lambda: solvers.named("ddpm"), ", ".join(solvers.NAMES).replace("+", r"\+")),
+        (lambda: solvers.named("ddpm"), ", ".join(NAMES).replace("+", r"\+")),
         (
             lambda: solvers.from_config(config, "euler_a"),
             "solver 'euler_a' is not known; known: eu",

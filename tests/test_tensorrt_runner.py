@@ -11,16 +11,8 @@ import pytest
 import torch
 
 from kinema.runtime.errors import KinemaError, UsageError
-from kinema.runtime.graphs import tensorrt as running
-from kinema.runtime.graphs.tensorrt import (
-    PLAIN,
-    RTX,
-    Range,
-    TensorRTRunner,
-    check,
-    flavour_of,
-    pick,
-)
+from kinema.runtime.graphs.tensorrt import PLAIN, RTX, Range, check, find, flavour_of, pick
+from kinema.runtime.graphs.tensorrt_runner import TensorRTRunner
 
 # ---- what an architecture needs ------------------------------------------------------------------
 
@@ -43,12 +35,12 @@ def test_an_architecture_says_which_package_builds_for_it():
 def test_a_missing_package_is_told_how_to_install(monkeypatch, flavour, command):
     monkeypatch.setitem(sys.modules, flavour, None)
     with pytest.raises(KinemaError, match=command):
-        running.find(flavour)
+        find(flavour)
 
 
 def test_nothing_of_it_is_imported_by_the_modules_themselves():
     code = (
-        "import sys; import kinema.export.tensorrt, kinema.runtime.graphs.tensorrt;"
+        "import sys; import kinema.export.tensorrt, kinema.runtime.graphs.tensorrt_runner;"
         "print([m for m in sys.modules if m.startswith(('tensorrt', 'onnx'))])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -65,10 +57,10 @@ def test_the_profile_whose_best_shapes_are_nearest_is_taken():
     assert pick([wide, narrow], {"x": (7, 4)}) == 1  # 3.5 times the one, a 4.6th of the other
     assert pick([wide, narrow], {"x": (9, 4)}) == 0
     with pytest.raises(UsageError) as told:
-        pick([narrow, wide], {"x": (80, 4)}, "kinema export tiny --to tensorrt")
+        pick([narrow, wide], {"x": (80, 4)})
     assert str(told.value) == (
         "x has shape (80, 4), (1, 4) to (64, 4) work in the nearest bucket; build one with:"
-        " kinema export tiny --to tensorrt --shapes"
+        " kinema export MODEL --to tensorrt --shapes"
     )
     with pytest.raises(UsageError, match=r"x has shape \(3,\)"):
         pick([narrow], {"x": (3,)})
@@ -91,10 +83,10 @@ FACTS = {"flavour": RTX, "version": "1.7", "arches": ["sm_89", "sm_120"]}
     ],
 )
 def test_engines_of_something_else_are_refused_with_what_to_make(changed, arch, told):
-    line = "kinema export tiny --to tensorrt"
+    line = "kinema export MODEL --to tensorrt"
     with pytest.raises(UsageError, match=told.format(line=line)):
-        check({**FACTS, **changed}, arch, lambda flavour: "1.7", line)
-    check(FACTS, "sm_120", lambda flavour: "1.7", line)
+        check({**FACTS, **changed}, arch, lambda flavour: "1.7")
+    check(FACTS, "sm_120", lambda flavour: "1.7")
 
 
 class Made:
@@ -241,8 +233,6 @@ def test_other_inputs_are_refused(machine, inputs, told):
 
 def test_an_engine_is_not_opened_where_it_cannot_run(machine):
     device = torch.device("cpu")
-    with pytest.raises(UsageError, match="of tensorrt_rtx, not tensorrt"):
-        runner(machine, flavour=PLAIN)
     with pytest.raises(UsageError, match="rebuild"):
         facts = {**FACTS, "version": "1.6"}
         TensorRTRunner(Path("m.engine"), device, facts=facts, machine=machine)

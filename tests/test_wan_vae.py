@@ -12,7 +12,6 @@ from kinema.runtime.vaes import wan_layers
 from kinema.runtime.vaes.wan import WanVAE, open_wan_vae
 from kinema.runtime.vaes.wan_layers import patchify, reach_down, reach_up, unpatchify
 from kinema.runtime.vaes.wan_original import WAN_2_1
-from kinema.runtime.vaes.windows import Windows
 
 diffusers = pytest.importorskip("diffusers")
 autoencoder_kl_wan = pytest.importorskip("diffusers.models.autoencoders.autoencoder_kl_wan")
@@ -245,17 +244,6 @@ def test_pixels_fold_as_the_references():
     assert torch.equal(unpatchify(folded, 2), x)
 
 
-@pytest.mark.parametrize(("length", "core", "reach"), [(1, 4, 3), (7, 2, 0), (13, 4, 5), (8, 8, 2)])
-def test_windows_cover_everything_once(length, core, reach):
-    x = torch.arange(length * 3.0).view(1, length, 3)
-    same = Windows((core, 2), reach).run(x, lambda part, _: part)
-    assert torch.equal(same, x)
-    twice = Windows((core, 2), reach, up=2).run(
-        x, lambda part, _: part.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    )
-    assert torch.equal(twice, x.repeat_interleave(2, 1).repeat_interleave(2, 2))
-
-
 # ---- bad input -----------------------------------------------------------------------------------
 
 
@@ -270,6 +258,9 @@ def test_a_tile_that_does_not_fit_names_one_that_does(case, tile):
 def test_frames_that_do_not_fit_are_refused(case, shape):
     with pytest.raises(UsageError, match="do not fit"):
         case[1].encode(torch.zeros(shape))
+
+
+# ---- opening -------------------------------------------------------------------------------------
 
 
 def test_a_published_folder_opens(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from kinema.benchmarks import chip, floors, gpu, measure, rows, step, tables
+from kinema.benchmarks import chip, floors, gpu, gpu_step, measure, rows, step, tables
 from kinema.runtime.profiling import ceilings
 
 RATES = ceilings.Ceilings("a chip", {"bfloat16": 1e12}, ((1 << 20, 1e10),), 1e-5)
@@ -20,7 +20,7 @@ def dry(tmp_path_factory):
     file = tmp_path_factory.mktemp("dry") / "rows.csv"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "FEWEST", 1)
-        patch.setattr(gpu, "TURNS_SECONDS", 0.01)
+        patch.setattr(gpu_step, "TURNS_SECONDS", 0.01)
         patch.setattr(chip, "_process", lambda command: gpu.main(command[3:]))
         patch.setattr(ceilings, "ceilings", lambda device, remeasure: RATES)
         assert gpu.main(["--dry-run", "--no-compile", "--out", str(file)]) == 0

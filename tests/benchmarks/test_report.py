@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kinema.benchmarks import measure, report, rows, tables
-from kinema.benchmarks.measure import interleave, median_ratio, summary
+from kinema.benchmarks.measure import interleave, ratios, summary
 from kinema.benchmarks.rows import Row
 from kinema.runtime.errors import KinemaError
 
@@ -91,4 +91,4 @@ def test_functions_take_turns_and_warm_up_apart():
 def test_summaries_of_known_samples():
     found = summary([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
     assert (found["median_s"], found["p20_s"], found["p80_s"]) == (3.5, 2.0, 5.0)
-    assert median_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
+    assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == [2.0, 3.0, 1.0]

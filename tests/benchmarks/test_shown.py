@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kinema
-from kinema.benchmarks import measure, shown, tables
+from kinema.benchmarks import file_tables, measure, shown
 
 
 def test_what_is_shown_is_not_what_is_measured():
@@ -34,4 +34,4 @@ def test_a_kind_is_measured(kind):
 def test_committed_rows_make_the_table():
     results = json.loads((measure.RESULTS / "shown.json").read_text())
     assert list(results["rows"]) == list(shown.KINDS)
-    assert tables.shown(results).count("\n| ") == len(shown.KINDS)
+    assert file_tables.shown(results).count("\n| ") == len(shown.KINDS)

@@ -50,18 +50,25 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "opset"), [("text", 18), ("text", 23), ("image", 18), ("image", 23)]
-)
-@torch.no_grad()
-def test_graphs_are_the_encoders(name, opset):
-    create, inputs, axes, sizes = CASES[name]
+@pytest.fixture(scope="module", params=CASES)
+def encoder(request):
+    """One of the encoders, its program, traced once for all opsets, and inputs of every size."""
+    create, inputs, axes, sizes = CASES[request.param]
     torch.manual_seed(0)
     module = create().eval()
+    every = [inputs(*size) for size in sizes]
+    free = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for _ in every[0])
+    with torch.no_grad():
+        return module, torch.export.export(module, every[0], dynamic_shapes=free), every
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@torch.no_grad()
+def test_graphs_are_the_encoders(encoder, opset):
+    module, program, every = encoder
     exact_module = copy.deepcopy(module).double()
-    session = exported(module, inputs(*sizes[0]), axes, opset)
-    for size in sizes:
-        given = inputs(*size)
+    session = exported(program, opset)
+    for given in every:
         names = (port.name for port in session.get_inputs())
         feed = {name: x.numpy() for name, x in zip(names, given, strict=True)}
         found = torch.from_numpy(session.run(None, feed)[0]).double()
@@ -73,13 +80,11 @@ def test_graphs_are_the_encoders(name, opset):
         assert ours.square().mean().sqrt() <= 2 * theirs.square().mean().sqrt() + 1e-7
 
 
-def exported(module, inputs, axes, opset):
-    """A module in onnxruntime, `axes` of every input free."""
+def exported(program, opset):
+    """A traced program in onnxruntime."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    free = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for _ in inputs)
-    traced = torch.export.export(module, inputs, dynamic_shapes=free)
-    program = torch.onnx.export(traced, (), dynamo=True, opset_version=opset, verbose=False)
-    return onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    written = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
+    return onnxruntime.InferenceSession(written.model_proto.SerializeToString())
 
 
 def test_the_mask_is_heeded():

@@ -18,9 +18,10 @@ ARCHES = ["sm_89", "sm_120"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model that is shown pictures, so that it has every kind of graph."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    build(VARIANTS["i2v"]).save_pretrained(folder)
+    """A model that is shown pictures, with every kind of graph and few layers."""
+    folder, variant = tmp_path_factory.mktemp("checkpoint"), VARIANTS["i2v"]
+    vae = {**variant.vae, "num_res_blocks": 0, "dim_mult": [1, 1, 1, 1]}
+    build(variant._replace(vae=vae)).save_pretrained(folder)
     return folder
 
 

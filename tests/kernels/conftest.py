@@ -79,9 +79,8 @@ def truth() -> Callable[..., Any]:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
+def _alike_on_every_machine(one_thread: None) -> None:
+    """Sums in one order."""
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from kinema.runtime.errors import UsageError
+from kinema.runtime.requests.solver_names import NAMES
 from kinema.runtime.sampling import schedule, solvers
 from kinema.runtime.sampling.predictions import scale_input
-from kinema.runtime.sampling.scheduler_configs import FORMATS
+from kinema.runtime.sampling.scheduler_formats import FORMATS
 from kinema.runtime.sampling.sigmas import level
 
 diffusers = pytest.importorskip("diffusers")
@@ -126,6 +127,15 @@ def open_both(name, options):
     """The reference scheduler and its config as a scheduler_config.json holds it."""
     reference = getattr(diffusers, name)(**options)
     return reference, {"_class_name": name, **reference.config}
+
+
+def test_flow_sigmas_on_a_curve_from_pure_noise():
+    """The reference's table alone: its own steps fail at timesteps that occur twice."""
+    reference, config = open_both(UNIPC, {**FLOW, **KARRAS, "rescale_betas_zero_snr": True})
+    reference.set_timesteps(7)
+    table = schedule.from_config(config, 7)
+    assert torch.equal(table.sigmas, reference.sigmas)
+    assert torch.equal(table.timesteps, reference.timesteps)
 
 
 def test_every_class_has_a_case():
@@ -343,7 +353,7 @@ def test_named_solvers_are_the_references(num_steps):
         "dpm++2m-sde": (DPM, {**FLOW, "algorithm_type": "sde-dpmsolver++"}),
         "euler-ancestral": ("LTXEulerAncestralRFScheduler", {}),
     }
-    assert set(theirs) == set(solvers.NAMES)
+    assert set(theirs) == set(NAMES)
     config = {"_class_name": UNIPC, **FLOW, "flow_shift": 3.0}
     for solver, (name, options) in theirs.items():
         reference = getattr(diffusers, name)(**options)
@@ -355,7 +365,7 @@ def test_named_solvers_are_the_references(num_steps):
         assert_equal(our_run(table, solve, start()), wanted, table, start())
 
 
-@pytest.mark.parametrize("solver", solvers.NAMES)
+@pytest.mark.parametrize("solver", NAMES)
 @pytest.mark.parametrize(("name", "options"), [CASES[2], (VE_EULER, SVD), (COG_DDIM, COG_2B)])
 def test_every_solver_on_every_kind_of_sigmas(name, options, solver):
     """With a perfect denoiser each lands on the clean latents, from whatever sigmas; or says no."""

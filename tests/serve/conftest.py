@@ -111,6 +111,14 @@ def video(client: openai.OpenAI):
     return made
 
 
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The embedded model, for all apps in this process."""
+    import kinema
+
+    return kinema.load()
+
+
 @dataclass(frozen=True)
 class Here:
     """An app on a port, served by a thread of this process."""

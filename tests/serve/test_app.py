@@ -30,11 +30,6 @@ from kinema.runtime.serve.store import Store
 ASKED = {"prompt": "a red ball bounces", "size": "64x64", "steps": 2}
 
 
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
-
-
 def serve(engine, folder, **settings):
     return TestClient(create_app(engine, Settings(folder / "data", **settings)))
 

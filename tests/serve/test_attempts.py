@@ -19,7 +19,7 @@ from kinema.runtime.sessions.progress import Progress
 
 ENGINE = SimpleNamespace(
     device=torch.device("cpu"),
-    scheduler=SimpleNamespace(max_batch=1),
+    scheduler=SimpleNamespace(max_batch=1, memory_limit=None),
     checkpoint=SimpleNamespace(name="fake"),
 )
 started: list[str] = []

@@ -13,7 +13,6 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 from sqlalchemy import func, select, update
 
-import kinema
 from kinema.runtime.serve import (
     Settings,
     batch_files,
@@ -32,11 +31,6 @@ from kinema.runtime.serve.webhooks import WebhookDelivery
 BODY = {"prompt": "a red ball bounces", "size": "64x64", "steps": 1, "seed": 3, "seconds": "0.5"}
 ENDED = ("completed", "failed", "cancelled", "expired")
 DAY = 24 * 3600
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
 
 
 @pytest.fixture

@@ -26,11 +26,6 @@ FRAMES = 6
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
-
-
-@pytest.fixture(scope="module")
 def vace(tmp_path_factory):
     """An engine that is shown references."""
     pytest.importorskip("diffusers", reason="makes the checkpoint")

@@ -30,11 +30,6 @@ ASKED = {"prompt": "a red ball bounces", "size": "64x64", "steps": 2, "seed": 3}
 SECRET = "of-the-tests-0123"
 
 
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
-
-
 @pytest.fixture
 def store(database_url):
     made = Store(database_url)
@@ -257,6 +252,14 @@ def finished(client, id: str) -> dict:
     raise AssertionError(answer.text)
 
 
+def running(client):
+    """The server's runs, once a video is being made."""
+    runs = client.app.state.server.runs
+    while not runs.live:
+        time.sleep(0.01)
+    return runs
+
+
 def serve(engine, tmp_path, database_url):
     return TestClient(create_app(engine, Settings(tmp_path / "data", database_url=database_url)))
 
@@ -278,7 +281,8 @@ def test_videos_live_through_a_restart(engine, tmp_path, database_url):
 
 def test_connections_that_were_lost_are_made_again(engine, tmp_path, postgres_url):
     with serve(engine, tmp_path, postgres_url) as client:
-        made = client.post("/v1/videos", json={**ASKED, "steps": 40}).json()["id"]
+        made = client.post("/v1/videos", json={**ASKED, "steps": 10}).json()["id"]
+        running(client)
         disconnect(postgres_url)
         assert client.get("/v1/videos").status_code == 200
         assert client.get("/readyz").status_code == 200
@@ -290,9 +294,7 @@ def test_without_its_database_a_server_says_so_and_goes_on_later(
 ):
     with serve(engine, tmp_path, postgres_url) as client:
         made = client.post("/v1/videos", json={**ASKED, "steps": 10}).json()["id"]
-        runs = client.app.state.server.runs
-        while not runs.live:
-            time.sleep(0.01)
+        runs = running(client)
         with closed(postgres_url):
             for answer in (
                 client.get("/v1/videos"),

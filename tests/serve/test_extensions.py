@@ -45,11 +45,6 @@ def order(**fields):
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
-
-
-@pytest.fixture(scope="module")
 def client(engine, tmp_path_factory):
     data = tmp_path_factory.mktemp("extensions") / "data"
     with TestClient(create_app(engine, Settings(data))) as client:

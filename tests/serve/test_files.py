@@ -17,7 +17,6 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 from starlette.testclient import TestClient
 
-import kinema
 from kinema.runtime.media.mp4 import write_mp4
 from kinema.runtime.serve import Settings, create_app, files, janitor, pictures
 from kinema.runtime.serve.errors import APIError
@@ -26,11 +25,6 @@ from kinema.runtime.serve.orders import REFERENCE, SOURCE
 
 HOUR = 3600
 LINES = b'{"custom_id": "a"}\n'
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
 
 
 @pytest.fixture

@@ -10,16 +10,10 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
-import kinema
 from kinema.runtime.models.wan.presets import WAN
 from kinema.runtime.serve import Settings, create_app
 from kinema.runtime.serve.routes import models
 from kinema.runtime.serve.settings import HOSTED
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
 
 
 @pytest.fixture

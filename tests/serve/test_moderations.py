@@ -20,11 +20,6 @@ from kinema.runtime.serve.orders import Order
 SHOWN = "a naked child"
 
 
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
-
-
 @pytest.fixture
 def app(engine, tmp_path):
     return create_app(engine, Settings(tmp_path / "data"))

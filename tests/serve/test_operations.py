@@ -15,7 +15,6 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 from starlette.testclient import TestClient
 
-import kinema
 from kinema.runtime.cli import run
 from kinema.runtime.serve import Settings, create_app
 from kinema.runtime.serve.keys import Keys
@@ -23,11 +22,6 @@ from kinema.runtime.serve.limits import Limits
 from kinema.runtime.serve.listening import HttpServer
 
 ASKED = {"prompt": "a red ball bounces", "size": "64x64"}
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
 
 
 def test_keys_are_made_listed_and_removed(tmp_path, capsys):

@@ -26,11 +26,6 @@ ORIGIN = {
 }
 
 
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
-
-
 @pytest.fixture
 def app(engine, tmp_path):
     return create_app(engine, Settings(tmp_path / "data"))

@@ -1,11 +1,15 @@
-"""What was accepted is made, whatever becomes of the process."""
+"""What was accepted is made, whatever becomes of the process, and as if nothing had."""
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import signal
+import threading
 import time
 
+import av
 import httpx
 import openai
 import pytest
@@ -13,12 +17,14 @@ from safetensors import safe_open
 
 PROMPT = "a red ball bounces on the grass"
 STEPS = 20
+KILLS, EACH, SEEDS, FEW = 4, 3, 2, 3
+MOST_SECONDS = 0.8  # from the first that is accepted until the kill: all are asked for by then
 
 
 @pytest.fixture
 def own(tmp_path, start_server):
     yield from start_server(
-        tmp_path / "data", "--save-every", "0", "--at-once", "2", "--max-starts", "9"
+        tmp_path / "data", "--save-every", "0", "--at-once", "2", "--max-starts", "99"
     )
 
 
@@ -62,22 +68,9 @@ def test_after_a_kill_running_videos_go_on_and_queued_ones_run(own):
     done = own.wait(running, other, queued)
     assert [video.status for video in done] == ["completed"] * 3
     reference = own.wait(ask(client, 1))[0].id  # never interrupted
-    contents = [client.videos.download_content(id).read() for id in (running, other, reference)]
-    assert frames(contents[0]) == frames(contents[1]) == frames(contents[2])
+    assert frames(client, running) == frames(client, other) == frames(client, reference)
     left = {file.suffix for file in (own.data / "videos" / running).iterdir()}
     assert left == {".mp4", ".webp", ".jpg", ".npz"}
-
-
-def test_kills_at_any_moment_lose_nothing(own):
-    accepted = []
-    for pause in (0.05, 0.4, 1.1):
-        client = own.client()
-        accepted += [ask(client, seed, steps=8) for seed in (5, 6)]
-        time.sleep(pause)
-        own.kill(signal.SIGKILL)
-        own.start()
-    assert [video.status for video in own.wait(*accepted)] == ["completed"] * len(accepted)
-    assert {video.id for video in own.client().videos.list()} == set(accepted)
 
 
 def test_sigterm_saves_and_leaves(own):
@@ -96,10 +89,53 @@ def test_sigterm_saves_and_leaves(own):
     wait_until(lambda: not folder.exists())
 
 
-def frames(data: bytes) -> list[bytes]:
-    import io
+# ---- kills at any moment, while videos are asked for ---------------------------------------------
 
-    import av
 
+class Asking(threading.Thread):
+    """Asks until the server is gone; `accepted` are those that were answered, with their seeds."""
+
+    def __init__(self, client, seeds: list[int]) -> None:
+        super().__init__()
+        self.client, self.seeds = client, seeds
+        self.accepted: list[tuple[int, str]] = []
+        self.first = threading.Event()
+
+    def run(self) -> None:
+        for seed in self.seeds:
+            extra = {"steps": FEW, "seed": seed}
+            try:
+                video = self.client.videos.create(prompt=PROMPT, size="64x64", extra_body=extra)
+            except openai.APIConnectionError:
+                return
+            self.accepted.append((seed, video.id))
+            self.first.set()
+
+
+def test_kills_under_load_lose_nothing_and_change_no_bit(own):
+    draw, accepted = random.Random(8), []
+    for _ in range(KILLS):
+        asking = Asking(own.client(), [draw.randrange(SEEDS) for _ in range(EACH)])
+        asking.start()
+        assert asking.first.wait(60)
+        time.sleep(draw.uniform(0, MOST_SECONDS))
+        own.kill()
+        asking.join()
+        accepted += asking.accepted
+        own.start()
+    undisturbed = Asking(own.client(), list(range(SEEDS)))
+    undisturbed.run()
+    ids = [id for _, id in accepted + undisturbed.accepted]
+    assert [video.status for video in own.wait(*ids)] == ["completed"] * len(ids)
+    client = own.client()
+    assert {video.id for video in client.videos.list()} >= set(ids)
+    as_made = {seed: frames(client, id) for seed, id in undisturbed.accepted}
+    assert len(accepted) >= KILLS and as_made[0] != as_made[1]
+    for seed, id in accepted:
+        assert frames(client, id) == as_made[seed]
+
+
+def frames(client, id: str) -> list[bytes]:
+    data = client.videos.download_content(id).read()
     with av.open(io.BytesIO(data)) as container:
         return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]

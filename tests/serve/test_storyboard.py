@@ -13,7 +13,6 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 from starlette.testclient import TestClient
 
-import kinema
 from kinema.runtime.errors import UsageError
 from kinema.runtime.media.clips import open_frames
 from kinema.runtime.media.video import read_info
@@ -41,11 +40,6 @@ def order(*shots, **fields):
     told = [{"start": start, "prompt": prompt} for start, prompt in shots]
     base = {"prompt": "whole", "seed": 1, "width": 64, "height": 64, "seconds": 8}
     return Order(**{**base, "storyboard": told, **fields})
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,10 @@ pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
 from starlette.testclient import TestClient
 
-import kinema
 from kinema.runtime.serve import Settings, create_app
 from kinema.runtime.serve.limits import Limits
 
 ASKED = {"prompt": "a red ball bounces", "size": "64x64", "seconds": "1", "steps": 1, "seed": 7}
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
 
 
 def serve(engine, folder, **settings):

@@ -11,7 +11,6 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs kinema[serve]")
 
-import kinema
 from kinema.runtime.serve import Settings, create_app
 from kinema.runtime.serve.routes import webhook_endpoints
 from kinema.runtime.serve.webhooks import EVENTS
@@ -43,11 +42,6 @@ def hearing():
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return kinema.load()
 
 
 @pytest.fixture

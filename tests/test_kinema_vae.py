@@ -46,8 +46,3 @@ def test_chunks_are_the_whole(vae):
 def test_what_does_not_fit_is_refused(vae, shape):
     with pytest.raises(UsageError, match="do not fit"):
         vae.encode(torch.zeros(shape))
-
-
-def test_unknown_config_key_is_named():
-    with pytest.raises(UsageError, match="frobnicate"):
-        KinemaVAEConfig.from_dict({"z_dim": 4, "frobnicate": 1, "_class_name": "x"})
