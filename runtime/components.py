@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,18 @@ from .vaes.preview import Projection, projection_of
 class Options:
     """How an engine runs, whatever the request; `kinema.load` says what each is."""
 
-    backends: Mapping[str, str] = field(default_factory=dict)
-    executor: str | None = None
-    offload: str | None = None
-    tile: tuple[int, int] | None = None
-    two_passes: bool = False
-    text_cache: str | Path | None = None
-    max_batch: int = 1
-    engines: str | Path | None = None
+    backends: Mapping[str, str]
+    executor: str | None
+    offload: str | None
+    tile: tuple[int, int] | None
+    two_passes: bool
+    text_cache: str | Path | None
+    max_batch: int
+    engines: str | Path | None
 
 
 class Components:
     """What a checkpoint holds, on a device: each part is read when it is first asked for."""
-
-    asked: frozenset[str] = frozenset()  # what of a setting was asked for by hand
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class Components:
     ) -> None:
         executor, engines, offload = options.executor, options.engines, options.offload
         check_executor(executor, engines, offload, options.tile)
-        self.checkpoint, self.device, self.backends = checkpoint, device, options.backends
+        self.checkpoint, self.device, self.options = checkpoint, device, options
         self.graphs = None
         if engines is not None:
             self.graphs = open_graphs(engines, executor, checkpoint, device, dtype)
@@ -74,13 +72,23 @@ class Components:
         self.text_cache = EmbeddingCache(options.text_cache)
         self._at_work, self._moving = 0, threading.Lock()
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """What of a setting was asked for, or follows from what was: a plan leaves it alone."""
+        options, exported = self.options, self.graphs is not None  # those have no tiles
+        stays = options.offload is not None or exported
+        stays = stays or self.executor == "graph"  # reads weights where they were
+        whole = options.tile is not None or exported
+        fixed = {"guidance": options.two_passes, "tile": whole, "offload": stays}
+        return frozenset(name for name, is_fixed in fixed.items() if is_fixed)
+
     @cached_property
     def operations(self) -> Operations:
         """What the transformer computes with on this device."""
         config = self.checkpoint.component("transformer").config
         head_dim = config.get("attention_head_dim", 128)
         try:
-            return kernels.bind(self.device, self.dtype, head_dim, self.backends)
+            return kernels.bind(self.device, self.dtype, head_dim, self.options.backends)
         except (ValueError, RuntimeError) as error:
             raise UsageError(str(error)) from None
 
@@ -149,7 +157,7 @@ class Components:
 
     def _open(self, name: str, dtype: torch.dtype) -> Any:
         return opening.open_component(
-            self.checkpoint, name, self.device, dtype, self.backends, self.offload.home
+            self.checkpoint, name, self.device, dtype, self.options.backends, self.offload.home
         )
 
     @cached_property

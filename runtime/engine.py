@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from .planning.fit import Fit, check_tile, fit
 from .planning.plan import Plan, resolve
 from .provenance.marking import Provenance
 from .requests.request import Request
+from .sessions import saved
 from .sessions.job import Job
 from .sessions.progress import Progress
 from .sessions.scheduler import StepScheduler
-from .sessions.session import Session, resume
+from .sessions.session import Session
 
 DEVICES = ("cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,8 +54,8 @@ def load(
         alone, as the original repositories have it (a safetensors file, a folder or a hub id).
     backends: what runs an operation of the transformer, such as {"attention": "flash3"}, where
         it should not be the first that works; `kinema kernels list` names them.
-    executor: what runs the transformer: "packed" on a CPU that can, else "eager"; or "compiled";
-        or, with `engines`, "onnx", "tensorrt" or "aoti".
+    executor: what runs the transformer: "packed" on a CPU that can, else "eager"; or "compiled",
+        or "graph" on CUDA; or, with `engines`, "onnx", "tensorrt" or "aoti".
     engines: a folder that `kinema export` wrote of this checkpoint; components that are there run
         as they were exported, the others in PyTorch (`backends` are theirs alone).
     offload: where weights are while they do not work: "none" on the device, "model" on the host,
@@ -68,11 +68,19 @@ def load(
     text_cache: a folder that keeps what prompts were encoded to for the next process.
     max_batch: how many submitted requests of one shape may share a forward; see `StepScheduler`.
 
-    Raises `UsageError` for a name that opens nothing, `KinemaError` for a damaged checkpoint.
+    Raises `UsageError` for a name that opens nothing and an option that is not known or cannot be
+    had here, `KinemaError` for a damaged checkpoint.
     """
     device = _device(device)
     options = Options(
-        dict(backends or {}), executor, offload, tile, two_passes, text_cache, max_batch, engines
+        backends=dict(backends or {}),
+        executor=executor,
+        offload=offload,
+        tile=tile,
+        two_passes=two_passes,
+        text_cache=text_cache,
+        max_batch=max_batch,
+        engines=engines,
     )
     of_graphs = dtype is None and engines is not None  # they say which they were exported in
     found = open_checkpoint(source, base)
@@ -80,7 +88,10 @@ def load(
 
 
 class Engine(Components):
-    """Makes videos from requests. Components are read when the first request needs them."""
+    """Makes videos from requests. Components are read when the first request needs them.
+
+    It is a context, also for `async with`, and closed at the end of it.
+    """
 
     def __init__(
         self,
@@ -92,14 +103,8 @@ class Engine(Components):
         checkpoint.check()
         check_tile(options.tile, checkpoint)
         super().__init__(checkpoint, device, dtype, options)
-        two_passes, tile = options.two_passes, options.tile
-        self.setting = Setting("two passes" if two_passes else "batched", tile, self.offload.mode)
-        stays = options.offload is not None or self.graphs is not None
-        stays = stays or self.executor == "graph"  # reads weights where they were
-        whole = tile is not None or self.graphs is not None  # exported ones have no tiles
-        by_hand = {"guidance": two_passes, "tile": whole, "offload": stays}
-        self.asked = frozenset(name for name, given in by_hand.items() if given)
-        self.scheduler = StepScheduler(self, max_batch=options.max_batch)
+        memory = devices.memory_bytes(device)
+        self.scheduler = StepScheduler(self, options.max_batch, memory)
 
     def plan(self, request: Request | str, **fields: Any) -> Plan:
         """Every number of a request, settled, with what it needs and how it will run.
@@ -112,7 +117,10 @@ class Engine(Components):
         return replace(plan, seconds=found.cost.seconds(devices.ceilings(self.device)))
 
     def costs(self, request: Request | str, **fields: Any) -> list[dict[str, Any]]:
-        """What each stage of a request needs: FLOPs, bytes moved, peak bytes, seconds."""
+        """What each stage of a request needs: FLOPs, bytes moved, peak bytes, seconds.
+
+        Raises as `plan` does.
+        """
         _, found = self._fitted(_as_request(request, fields))
         return found.cost.rows(devices.ceilings(self.device))
 
@@ -144,7 +152,9 @@ class Engine(Components):
     def runner(self) -> Runner:
         """What runs a request now, and what of its setting was asked for."""
         fused = self.operations.backends["norm_modulate"] != "torch"
-        setting = replace(self.setting, offload=self.offload.mode)
+        options = self.options
+        guidance = "two passes" if options.two_passes else "batched"
+        setting = Setting(guidance, options.tile, self.offload.mode)
         return Runner(self.device.type, self.executor, fused, setting, self.asked)
 
     @property
@@ -171,7 +181,9 @@ class Engine(Components):
 
         `progress` is called with what was just finished, after every step. With a `path` an MP4 is
         written too, its frames encoded while the next ones decode; `provenance` is how it says
-        where it comes from, by default signed and marked invisibly.
+        where it comes from, by default signed and marked invisibly. Raises `UsageError` for a
+        request that cannot run and a path that cannot be written, before any work, and
+        `KinemaError` where memory or the disk gives out.
         """
         session = self.session(request, **fields)
         if path is None:
@@ -186,9 +198,20 @@ class Engine(Components):
     def resume(self, path: str | Path) -> Session:
         """Go on with a run that `Session.save` wrote, to the same bits.
 
-        Raises `UsageError` for a file of another model, dtype or version, or one that is cut.
+        Raises `UsageError` for a file of another model, dtype or version, or that is cut or not a
+        session's.
         """
-        return resume(self, path)
+        request, state, setting = saved.read(path, self.identity, self.device)
+        session = self.session(request)
+        shape = tuple(state.latents.shape[1:])
+        if shape != tuple(session.plan.latent_shape) or state.index > session.total:
+            raise UsageError(
+                f"{path} does not fit its request: latents {shape}, step {state.index}"
+            )
+        setting = replace(
+            setting, offload=session.plan.setting.offload
+        )  # the one part without bits
+        return Session(self, request, replace(session.plan, setting=setting), state)
 
     def submit(
         self,
@@ -199,7 +222,8 @@ class Engine(Components):
     ) -> Job:
         """Hand a request in, to be worked on in turns with others; safe from any thread.
 
-        priority: higher first. deadline: seconds from now; the earliest goes first.
+        priority: higher first. deadline: seconds from now; the earliest goes first. Raises
+        `UsageError` for one that cannot run, `KinemaError` once the engine is closed.
         """
         return self.scheduler.submit(_as_request(request, fields), priority, deadline)
 
@@ -278,38 +302,6 @@ class Engine(Components):
             "request": request.as_dict(),
             "model": {"name": checkpoint.name, "weights": checkpoint.weight_hash()},
             "loras": [lora.as_dict() for lora in self.loras.reports.values()],
-        }
-
-    def report(
-        self,
-        request: Request,
-        plan: Plan,
-        seconds: Mapping[str, float],
-        notes: Sequence[str] = (),
-    ) -> dict[str, Any]:
-        """How a video was made: request, plan, model, versions, seconds by stage, warnings.
-
-        `notes`: what went otherwise than planned.
-        """
-        from .. import __version__
-
-        origin = self.origin(request)
-        return {
-            "request": origin["request"],
-            "plan": plan.as_dict(),
-            "executor": self.executor,
-            "offload": self.offload.mode,
-            "backends": self.transformer.ops.backends,
-            "model": origin["model"],
-            **({} if self.graphs is None else {"engines": self.graphs.told()}),
-            "loras": origin["loras"],
-            "versions": {
-                "kinema": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
-            "warnings": [*notes, *self.text_encoder.warnings(request.prompt)],
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -42,3 +42,12 @@ def reason_of(error: Exception) -> str:
 def cache_folder() -> Path:
     """The user's folder for what can be made again: `$XDG_CACHE_HOME/kinema` or ~/.cache/kinema."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kinema"
+
+
+def write_cache(name: str, text: str) -> None:
+    """Keep a text in the cache folder; where that cannot be written, it is done without."""
+    with suppress(OSError, RuntimeError, KinemaError):  # RuntimeError: a user without a home
+        file = cache_folder() / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing(file) as unfinished:
+            unfinished.write_text(text)

@@ -7,11 +7,9 @@ import json
 import os
 import re
 import time
-from contextlib import suppress
 from pathlib import Path
 
-from .errors import KinemaError
-from .files import cache_folder, whole_or_nothing
+from .files import cache_folder, write_cache
 
 STORE = "hashes.json"
 HUB_BLOB = re.compile(r"[0-9a-f]{64}")
@@ -64,9 +62,5 @@ def _remembered() -> dict[str, list]:
 
 
 def _remember(known: dict[str, list]) -> None:
-    """A cache that cannot be written is done without."""
-    with suppress(OSError, RuntimeError, KinemaError):
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        kept = {name: entry for name, entry in known.items() if os.path.exists(name)}
-        with whole_or_nothing(cache_folder() / STORE) as unfinished:
-            unfinished.write_text(json.dumps(kept))
+    kept = {name: entry for name, entry in known.items() if os.path.exists(name)}
+    write_cache(STORE, json.dumps(kept))

@@ -24,12 +24,14 @@ class Transformer:
     constant in a request and gives what of it is held, `step()`, and `KEEP_FP32`, parts of names of
     weights that are held in float32. `original`, if it is given, is the module of the names that
     the repository of the model's authors gives the weights (`ORIGINAL`, `is_published`, `config`).
+    `lora` are the name a LoRA for it goes by, and a pattern of its keys, dots as underscores.
     """
 
     model: str
     config: str
     sizes: str
     original: str | None = None
+    lora: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,21 @@ class Part:
     config: str | None = None
 
 
+WAN_LORA = ("Wan", r"(^|(?<!transformer)_)blocks_\d+_(self_attn|cross_attn|attn1|attn2|ffn)")
 TRANSFORMERS = {
     "WanTransformer3DModel": Transformer(
         model="models.wan.transformer:WanTransformer",
         config="models.wan.config:WanConfig",
         sizes="models.wan.sizes:Wan",
         original="models.wan.original",
+        lora=WAN_LORA,
     ),
     "WanVACETransformer3DModel": Transformer(
         model="models.wan.vace:WanVaceTransformer",
         config="models.wan.vace:WanVaceConfig",
         sizes="models.wan.sizes:WanVace",
         original="models.wan.original",
+        lora=WAN_LORA,
     ),
 }
 # `sizes`: of a ledger and a config.json, with `decode(latents, tile)`, `encode(latents)` and

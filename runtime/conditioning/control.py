@@ -12,7 +12,7 @@ from torch import Tensor
 from ..media.clips import mask_picture
 from ..media.pictures import open_picture
 from ..requests.conditions import Placed, place, references
-from ..vaes.encode import GROUP, encode_chunks, encode_pixels, to_pixels
+from ..vaes.encode import encode_chunks, encode_pixels, groups, to_pixels
 from .given import Given
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def control(engine: Engine, request: Request, plan: Plan) -> Given:
 def _clip(placed: list[Placed], plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels (1, 3, n, H, W) and masks (1, 1, n, H, W) in 0..1, in chunks of 1, 4, 4, ...."""
     frames = _frames_of(placed, plan)
-    for start in range(0, plan.num_frames, GROUP):
-        chunk = [next(frames) for _ in range(GROUP if start else 1)]
+    for start, stop in groups(plan.num_frames):
+        chunk = [next(frames) for _ in range(start, stop)]
         pixels, masks = zip(*chunk, strict=True)
         yield torch.stack(pixels, dim=2), torch.stack(masks, dim=2)
 

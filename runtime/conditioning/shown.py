@@ -16,7 +16,7 @@ from torch import Tensor
 from ..requests.conditions import ends, place
 from ..vaes.encode import GROUP, encode_chunks, encode_pixels, groups, on_grey
 from .control import control, pixels_of
-from .given import Given
+from .given import NOTHING, Given
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 MOST = 8  # rows, and columns, of tokens that are told apart
 
 
-def given_of(engine: Engine, request: Request, plan: Plan) -> Given | None:
-    """What the transformer is shown besides the noise; None for a request of text alone."""
+def given_of(engine: Engine, request: Request, plan: Plan) -> Given:
+    """What the transformer is shown besides the noise; `NOTHING` for a request of text alone."""
     presets = engine.checkpoint.presets
     make = _bearings if presets.bearings else MAKERS[presets.conditions]
     return make(engine, request, plan)
 
 
-def _nothing(engine: Engine, request: Request, plan: Plan) -> None:
-    return None
+def _nothing(engine: Engine, request: Request, plan: Plan) -> Given:
+    return NOTHING
 
 
-def _first(engine: Engine, request: Request, plan: Plan) -> Given | None:
+def _first(engine: Engine, request: Request, plan: Plan) -> Given:
     """The first latent frame, as Wan 2.2 TI2V has it."""
     if not request.shown:
-        return None
+        return NOTHING
     (pixels,) = _pictures(request, plan).values()
     pixels = pixels[:, :, None].to(engine.device)
     return Given(first=encode_pixels(engine.use("vae"), pixels, plan.setting.tile))
 
 
-def _ends(engine: Engine, request: Request, plan: Plan) -> Given | None:
+def _ends(engine: Engine, request: Request, plan: Plan) -> Given:
     """The frames that the clip begins with, and those that it ends with."""
-    return Given(**_at_ends(engine, request, plan)) if request.shown else None
+    return Given(**_at_ends(engine, request, plan)) if request.shown else NOTHING
 
 
 def _at_ends(engine: Engine, request: Request, plan: Plan) -> dict[str, Any]:

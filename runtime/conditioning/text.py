@@ -15,14 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from ..checkpoints import foreign
 from ..checkpoints.checkpoint import Component
 from ..checkpoints.presets import TEXT_LENGTH
-from ..execution.offload import Offload, Placed
+from ..execution.offload import Offload
+from .encoder import Encoder
 from .text_cache import EmbeddingCache
 
 if TYPE_CHECKING:
     from ..graphs.shells import Runner
 
-ENCODERS = ("UMT5EncoderModel",)
-BLOCKS = ("encoder.block",)
 SHOWN = 60  # characters of what is cut that a warning quotes
 
 
@@ -33,13 +32,11 @@ class PromptEmbeds(NamedTuple):
     pad_count: Tensor
 
 
-class TextEncoder:
-    """A tokenizer and an encoder, opened through transformers from local files only.
+class TextEncoder(Encoder):
+    """A tokenizer and an encoder, which is read when a prompt comes that is not in the cache."""
 
-    The encoder is read when the first prompt that is not in the cache needs it, and `release` drops
-    it. `offload`: where its weights are while it does not work; by default on the device. `graph`:
-    the encoder as it was exported, instead.
-    """
+    known = ("UMT5EncoderModel",)
+    blocks = ("encoder.block",)
 
     def __init__(
         self,
@@ -51,15 +48,11 @@ class TextEncoder:
         cache: EmbeddingCache | None = None,
         graph: Runner | None = None,
     ) -> None:
-        foreign.check_class(encoder, ENCODERS)
+        super().__init__(encoder, device, dtype, offload, graph)
         self.tokenizer = foreign.open_helper(tokenizer, "AutoTokenizer", trust_remote_code=False)
-        self.component, self.device, self.dtype = encoder, device, dtype
-        self.offload = offload or Offload(device)
         self.cache = EmbeddingCache() if cache is None else cache
-        self.graph = graph
         kind = "" if graph is None else " graph"
         self.identity = f"{foreign.fingerprint(encoder)} {dtype} {device.type}{kind}"
-        self._placed: Placed | None = None
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeds:
@@ -76,19 +69,6 @@ class TextEncoder:
         embeds = [found[row].to(self.device) for row in rows]
         pad_count = torch.tensor([TEXT_LENGTH - len(row) for row in rows], device=self.device)
         return PromptEmbeds(pad_sequence(embeds, batch_first=True), pad_count)
-
-    def open(self) -> Placed:
-        """The encoder, read now if it is not open."""
-        if self._placed is None:
-            model = foreign.open_model(self.component, ENCODERS, self.dtype)
-            self._placed = self.offload.place(model, BLOCKS)
-        return self._placed
-
-    def release(self) -> None:
-        """Drop the encoder from memory; it is read again when it is needed."""
-        if self._placed is not None:
-            self._placed.leave()
-            self._placed = None
 
     def warnings(self, prompt: str) -> list[str]:
         """What of the prompt the model cannot take in: unknown words, and what is cut off."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KinemaError
+from .modes import RESIDENT_BLOCKS
 
 ALIGNMENT = 512  # bytes; where the device's own allocator starts its blocks
-SLOTS = 2
 
 
 class Part(NamedTuple):
@@ -56,7 +56,7 @@ class BlockStream(nn.ModuleList):
             for i, block in enumerate(blocks):
                 if i + 1 < len(blocks):
                     self._fetch(i + 1)
-                self.slots[i % SLOTS].wait()
+                self.slots[i % RESIDENT_BLOCKS].wait()
                 yield block
                 self._evict(i)
         finally:
@@ -76,9 +76,9 @@ class BlockStream(nn.ModuleList):
         self._settle()
         size = max(home.numel() for home in self.homes)
         with torch.inference_mode(False):
-            self.slots = [Slot(size, self.device, self.side) for _ in range(SLOTS)]
+            self.slots = [Slot(size, self.device, self.side) for _ in range(RESIDENT_BLOCKS)]
             for i, (block, home) in enumerate(zip(self._modules.values(), self.homes, strict=True)):
-                tensors, room = tensors_of(block), self.slots[i % SLOTS].room
+                tensors, room = tensors_of(block), self.slots[i % RESIDENT_BLOCKS].room
                 spans = zip(tensors, views(tensors, home), views(tensors, room), strict=True)
                 self.parts.append([Part(*span) for span in spans])
 
@@ -92,7 +92,7 @@ class BlockStream(nn.ModuleList):
     def _fetch(self, index: int) -> None:
         """Begin to copy a block into its slot."""
         self.resident.add(index)
-        self.slots[index % SLOTS].fill(self.homes[index])
+        self.slots[index % RESIDENT_BLOCKS].fill(self.homes[index])
         for part in self.parts[index]:
             part.tensor.data = part.lent
 
@@ -100,7 +100,7 @@ class BlockStream(nn.ModuleList):
         """Give a block's slot to the next one, once what was asked of the device is done."""
         for part in self.parts[index]:
             part.tensor.data = part.home
-        self.slots[index % SLOTS].vacate()
+        self.slots[index % RESIDENT_BLOCKS].vacate()
         self.resident.discard(index)
 
     def _evict_all(self) -> None:

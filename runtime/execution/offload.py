@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .block_stream import BlockStream, make_movable, tensors_of
+from .modes import MODES
 
-MODES = ("none", "model", "block")
-BLOCKS = ("blocks", "vace_blocks")
 HOST = torch.device("cpu")
 
 
@@ -47,7 +46,7 @@ class Offload:
         """Where weights are read to, and where they are while they do not work."""
         return self.device if self.mode == "none" else HOST
 
-    def place(self, module: nn.Module, lists: Sequence[str] = BLOCKS) -> Placed:
+    def place(self, module: nn.Module, lists: Sequence[str] | None = None) -> Placed:
         """Put a module under the mode, wherever its weights are; `lists` as in `place`."""
         placed = Placed(self, module, lists)
         self.placed.add(placed)
@@ -73,7 +72,7 @@ class Offload:
 class Placed:
     """A module under an `Offload`: `use` it before every piece of work."""
 
-    def __init__(self, offload: Offload, module: nn.Module, lists: Sequence[str]) -> None:
+    def __init__(self, offload: Offload, module: nn.Module, lists: Sequence[str] | None) -> None:
         self.offload, self.module, self.lists = offload, module, lists
         self.settle()
 
@@ -101,17 +100,20 @@ def place(
     module: nn.Module,
     device: torch.device | str,
     mode: str = "none",
-    lists: Sequence[str] = BLOCKS,
+    lists: Sequence[str] | None = None,
 ) -> AbstractContextManager[nn.Module]:
     """A context inside which a module is ready to work; it may be entered again and again.
 
     The module's weights are on the host, but for mode "none" anywhere. `lists` names its lists of
-    blocks; a module that has none of them is lent as a whole.
+    blocks, where it does not tell of them itself (`block_lists()`); a module that has none is lent
+    as a whole.
     """
     device = torch.device(device)
     if mode == "none":
         return nullcontext(module.to(device))
-    return Lent(module, device) if mode == "model" else Streamed(module, device, lists)
+    if mode == "model":
+        return Lent(module, device)
+    return Streamed(module, device, told_lists(module) if lists is None else lists)
 
 
 class Lent(AbstractContextManager):
@@ -155,13 +157,12 @@ class Streamed(AbstractContextManager):
 
     def __init__(self, module: nn.Module, device: torch.device, lists: Sequence[str]) -> None:
         self.module, self.streams = module, list[BlockStream]()
+        parts = dict(module.named_modules())
         for name in lists:
-            owner, _, attribute = name.rpartition(".")
-            parent = module.get_submodule(owner) if _has(module, owner) else None
-            if isinstance(blocks := getattr(parent, attribute, None), nn.ModuleList):
-                stream = BlockStream(blocks, device)
-                setattr(parent, attribute, stream)
-                self.streams.append(stream)
+            if isinstance(blocks := parts.get(name), nn.ModuleList):
+                owner, _, attribute = name.rpartition(".")
+                self.streams.append(BlockStream(blocks, device))
+                setattr(parts[owner], attribute, self.streams[-1])
         self.rest = Lent(module, device, self.streams)
 
     def __enter__(self) -> nn.Module:
@@ -172,6 +173,12 @@ class Streamed(AbstractContextManager):
         for stream in self.streams:
             stream.release()
         self.rest.__exit__()
+
+
+def told_lists(module: Any) -> list[str]:
+    """The names of the lists of blocks that a module tells of, if it does."""
+    lists = module.block_lists() if hasattr(module, "block_lists") else []
+    return [name for name, part in module.named_modules() if any(part is told for told in lists)]
 
 
 @torch.inference_mode(False)
@@ -191,7 +198,3 @@ def _is_at(x: Tensor, home: torch.device) -> bool:
 def lend(x: Tensor, device: torch.device) -> Tensor:
     """A tensor's copy on the device."""
     return x.to(device)
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    return name in dict(module.named_modules())

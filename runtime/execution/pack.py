@@ -22,13 +22,22 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, gelu: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
-        self.activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        self.bias, self.gelu = linear.bias, gelu
         # Not a parameter: its layout is opaque, nothing may save or cast it.
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), EXPECTED_ROWS)
+        self.packed = lay_out(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *self.activation)
+        return self.product(x, self.gelu)
+
+    def product(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """The linear layer of x (..., in_features) alone, or with GELU."""
+        after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *after)
+
+
+def lay_out(weight: Tensor) -> Tensor:
+    """A weight (out_features, in_features) in oneDNN's layout."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), EXPECTED_ROWS)
 
 
 def can_pack() -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import KinemaError
-from .manifest import GraphEntry
+from ..files import reason_of
+from .manifest import GraphEntry, Port
 from .shapes import shape_at, sizes_of
 
 # Element types of ONNX, https://onnx.ai/onnx/api/classes.html#tensorproto
@@ -46,7 +47,7 @@ class OnnxRunner:
         self.session.run_with_iobinding(self.binding)
         return outputs
 
-    def _as_bound(self, port: Any, x: Tensor) -> Tensor:
+    def _as_bound(self, port: Port, x: Tensor) -> Tensor:
         """The input as the graph reads it, bound if it was not."""
         x = x.to(self.device, getattr(torch, port.dtype)).contiguous()
         if self.bound.get(port.name) != (x.data_ptr(), x.shape):
@@ -87,5 +88,5 @@ def _open(file: Path, device: torch.device) -> Any:
     try:
         return onnxruntime.InferenceSession(file, options, providers=[provider])
     except Exception as error:  # onnxruntime raises its own kinds
-        reason = str(error).strip().split("\n")[0]
-        raise KinemaError(f"onnxruntime cannot open {file.parent.name}: {reason}") from error
+        told = reason_of(error)
+        raise KinemaError(f"onnxruntime cannot open {file.parent.name}: {told}") from error

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # What runs the graphs of a format: `Runner(file, entry, device)`.
 RUNNERS = {
     "onnx": "onnx:OnnxRunner",
-    "tensorrt": "tensorrt:open_engine",
+    "tensorrt": "tensorrt_runner:open_engine",
     "aoti": "aoti:AotiRunner",
 }
 

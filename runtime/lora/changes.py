@@ -6,7 +6,7 @@ in float32, and rounded once: nothing of the original is kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,9 @@ from torch import Tensor, nn
 from ..checkpoints.shards import Entry, where
 from ..checkpoints.weights import Slot, WeightTable, place, read_tensor
 from ..errors import KinemaError
-from ..execution.pack import PackedLinear
+from ..execution.pack import PackedLinear, lay_out
 from ..models.layers import LinearGelu
 from .formats import Change
-
-# Linear layers in here are called as modules, so that they can be wrapped.
-BLOCKS = ("blocks.", "vace_blocks.")
 
 
 class Term(NamedTuple):
@@ -36,13 +33,14 @@ class Term(NamedTuple):
 class Changes:
     """Writes changes of published weights into the native ones.
 
-    `like`: the module's state dict before anything was done to it (on the meta device will do);
-    `entries`: the checkpoint's weights by published name.
+    `module` is a transformer, whose `block_lists()` are its blocks; `like`: its state dict before
+    anything was done to it (on the meta device will do); `entries`: the checkpoint's weights by
+    published name.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Any,
         like: Mapping[str, Tensor],
         table: WeightTable,
         entries: Mapping[str, Entry],
@@ -68,12 +66,14 @@ class Changes:
     @torch.inference_mode()  # where weights were read in it, they can be written in it alone
     def apply(self, published: Iterable[str], terms_of: Callable[[str], Iterable[Term]]) -> None:
         """Make some published weights what `terms_of` each of them asks for."""
+        in_blocks = {part for blocks in self.module.block_lists() for part in blocks.modules()}
         for native in dict.fromkeys(self.slots[name].native for name in published):
+            can_wrap = self._can_wrap(native, in_blocks)
             merged: dict[str, list[Term]] = {}
             beside: dict[str, list[Term]] = {}
             for name, _ in self._parts[native]:
                 for term in terms_of(name):
-                    apart = not term.merged and term.change.rank and self._can_wrap(native)
+                    apart = not term.merged and term.change.rank and can_wrap
                     (beside if apart else merged).setdefault(name, []).append(term)
             self._wrap(native, beside)
             self._write(native, merged)
@@ -96,7 +96,7 @@ class Changes:
         if target is getattr(owner, attribute, None):
             target.copy_(filled[native])
         else:
-            owner.packed = _packed(owner, filled[native])
+            owner.packed = lay_out(filled[native])
         if not terms:
             self._changed.discard(native)
 
@@ -116,10 +116,11 @@ class Changes:
         parent, _, last = path.rpartition(".")
         setattr(self.module.get_submodule(parent), last, added if terms else owner)
 
-    def _can_wrap(self, native: str) -> bool:
+    def _can_wrap(self, native: str, in_blocks: Container[nn.Module]) -> bool:
+        """Whether it is of a linear layer of a block: those are called as modules."""
         owner, attribute = self._owner(native)
         linear = attribute == "weight" and isinstance(owner, (nn.Linear, PackedLinear))
-        return linear and native.startswith(BLOCKS)
+        return linear and owner in in_blocks
 
     def _owner(self, native: str) -> tuple[Any, str]:
         """The module that holds a native weight, and the weight's name there."""
@@ -134,7 +135,7 @@ class Added(nn.Module):
     def __init__(self, base: Any) -> None:
         super().__init__()
         self.base = base
-        self.gelu = isinstance(base, LinearGelu) or _is_gelu_packed(base)
+        self.gelu = base.gelu if isinstance(base, PackedLinear) else isinstance(base, LinearGelu)
         self.rows: list[slice] = []
 
     def add(self, slot: Slot, up: Tensor, down: Tensor) -> None:
@@ -149,9 +150,7 @@ class Added(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.base, PackedLinear):
-            out = torch.ops.mkldnn._linear_pointwise(
-                x, self.base.packed, self.base.bias, "none", [], ""
-            )
+            out = self.base.product(x)
         else:
             out = F.linear(x, self.base.weight, self.base.bias)
         for number, rows in enumerate(self.rows):
@@ -160,20 +159,10 @@ class Added(nn.Module):
         return F.gelu(out, approximate="tanh") if self.gelu else out
 
 
-def _is_gelu_packed(module: nn.Module) -> bool:
-    return isinstance(module, PackedLinear) and module.activation[0] == "gelu"
-
-
 def _held(owner: Any, attribute: str) -> Tensor:
     """The tensor that holds a weight: a parameter, or its packed form."""
     packed = isinstance(owner, PackedLinear) and attribute == "weight"
     return owner.packed if packed else getattr(owner, attribute)
-
-
-def _packed(owner: PackedLinear, weight: Tensor) -> Tensor:
-    plain = nn.Linear(owner.in_features, owner.out_features, bias=False, device="meta")
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    return PackedLinear(plain).packed
 
 
 def _delta(term: Term, device: torch.device) -> Tensor:

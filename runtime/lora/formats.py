@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import registry
 from ..checkpoints.shards import PICKLED, how_to_convert, read_entries, read_metadata, where
 from ..checkpoints.weights import stream
 from ..errors import KinemaError, UsageError
@@ -48,15 +49,15 @@ OTHER_METHODS = {
     "LoKr": r"\.lokr_w\d",
     "OFT": r"\.oft_",
 }
-# What a file is for, when none of its keys fits; the first that matches. Dots are underscores.
-FAMILIES = {
+# What else a file may be for, when none of its keys fits; the first that matches. Dots are
+# underscores.
+OTHER_MODELS = {
     "Flux or HunyuanVideo": r"(double|single)_blocks_\d|single_transformer_blocks_\d",
     "Stable Diffusion 3": r"joint_(transformer_)?blocks_\d",
     "Stable Diffusion": r"(down|up|input|output)_blocks_\d|mid_block_|middle_block_",
     "Qwen-Image": r"transformer_blocks_\d+_(img|txt)_",
     "LTX-Video": r"transformer_blocks_\d+_attn2",
     "CogVideoX": r"transformer_blocks_\d+_attn1",
-    "Wan": r"(^|_)blocks_\d+_(self_attn|cross_attn|attn1|attn2|ffn)",
     "a text encoder": r"^lora_te|text_encoder|text_model|_layers_\d+_self_attn_",
 }
 FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -117,7 +118,8 @@ class Lora:
     def looks_like(self) -> str | None:
         """The family that its keys are of, if they tell."""
         names = [key.replace(".", "_") for key in self.keys]
-        for family, pattern in FAMILIES.items():
+        known = dict(row.lora for row in registry.TRANSFORMERS.values() if row.lora)
+        for family, pattern in {**known, **OTHER_MODELS}.items():
             if any(re.search(pattern, name) for name in names):
                 return family
         return None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,28 +13,7 @@ from ..checkpoints.originals import Original
 from ..errors import UsageError
 from .changes import Changes, Term
 from .formats import Change, Lora, read
-
-
-@dataclass(frozen=True)
-class LoraReport:
-    """What loading a LoRA did: every key of its file is matched or unmatched."""
-
-    name: str
-    sha256: str
-    weight: float
-    merged: bool
-    ranks: tuple[int, ...]
-    matched: tuple[str, ...]
-    unmatched: tuple[str, ...]
-
-    def __str__(self) -> str:
-        ranks = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else "full rank"
-        text = f"{self.name}: {len(self.matched)} keys matched, {ranks}, weight {self.weight:g}"
-        return f"{text}; unmatched: {_some(self.unmatched)}" if self.unmatched else text
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a video's report: without the names of keys that matched."""
-        return {**asdict(self), "matched": len(self.matched)}
+from .report import LoraReport, joined, listed
 
 
 @dataclass
@@ -50,7 +28,8 @@ class _Loaded:
 class Loras:
     """The LoRAs of one transformer.
 
-    `changes`: what writes them; `original`: other names of the weights.
+    `changes`: what writes them; `original`: other names of the weights; `component`: which of a
+    model's transformers it is.
     """
 
     def __init__(
@@ -91,7 +70,7 @@ class Loras:
         if unmatched and not allow_unmatched:
             raise UsageError(
                 f"LoRA {lora.name!r}: {len(unmatched)} of {len(lora.keys)} keys match nothing:"
-                f" {_some(unmatched)}; allow_unmatched=True loads the others"
+                f" {listed(unmatched)}; allow_unmatched=True loads the others"
             )
         self._changes.check_files()
         self._loaded[name] = _Loaded(_finite(weight), merged, changes)
@@ -128,8 +107,7 @@ class Loras:
     def _check_loaded(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self._loaded:
-                loaded = ", ".join(self._loaded) or "none"
-                raise UsageError(f"no LoRA {name!r} is loaded; loaded: {loaded}")
+                raise UsageError(_not_loaded(name, self._loaded))
         self._changes.check_files()
 
     def _match(self, lora: Lora) -> tuple[dict[str, list[Change]], tuple[str, ...], list[Change]]:
@@ -183,7 +161,7 @@ class LoraSet:
     def reports(self) -> dict[str, LoraReport]:
         """What is loaded, by name, in the order of loading."""
         names = dict.fromkeys(name for loras in self._on.values() for name in loras.reports)
-        return {name: _joined([on.reports[name] for on in self._with(name)]) for name in names}
+        return {name: joined([on.reports[name] for on in self._with(name)]) for name in names}
 
     def load(
         self,
@@ -217,7 +195,7 @@ class LoraSet:
             if reports:
                 self.unload(lora.name)
             raise
-        return _joined(reports)
+        return joined(reports)
 
     def unload(self, name: str) -> None:
         """Remove a LoRA; raises `UsageError` naming those loaded."""
@@ -247,18 +225,8 @@ class LoraSet:
     def _with(self, name: str) -> list[Loras]:
         on = [loras for loras in self._on.values() if name in loras.reports]
         if not on:
-            loaded = ", ".join(self.reports) or "none"
-            raise UsageError(f"no LoRA {name!r} is loaded; loaded: {loaded}")
+            raise UsageError(_not_loaded(name, self.reports))
         return on
-
-
-def _joined(reports: list[LoraReport]) -> LoraReport:
-    """One report of one LoRA on several transformers."""
-    ranks, matched, unmatched = (
-        tuple(dict.fromkeys(value for report in reports for value in getattr(report, field)))
-        for field in ("ranks", "matched", "unmatched")
-    )
-    return replace(reports[0], ranks=ranks, matched=matched, unmatched=unmatched)
 
 
 def _names(slots: Iterable[str], original: Original | None) -> dict[tuple[str, str], str]:
@@ -284,13 +252,12 @@ def _taken(name: str) -> str:
     return f"LoRA {name!r} is loaded already; unload it or give another name"
 
 
+def _not_loaded(name: str, loaded: Iterable[str]) -> str:
+    return f"no LoRA {name!r} is loaded; loaded: {', '.join(loaded) or 'none'}"
+
+
 def _misfit(lora: Lora, module: nn.Module) -> str:
     """Why no key of a LoRA matches."""
     kind, family = type(module).__name__, lora.looks_like()
     looks = f"looks like one for {family}" if family else "is for an unknown model"
     return f"LoRA {lora.name!r} {looks}: no key fits {kind}, not even {lora.keys[0]}"
-
-
-def _some(keys: tuple[str, ...], limit: int = 4) -> str:
-    listed = ", ".join(keys[:limit])
-    return listed if len(keys) <= limit else f"{listed} and {len(keys) - limit} more"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import KinemaError
-from ..files import cache_folder, whole_or_nothing
+from ..files import cache_folder, write_cache
 from ..ledger import Work
 from .trials import trials
 
@@ -93,12 +93,7 @@ def ceilings(device: torch.device | str, refresh: bool = False) -> Ceilings:
     if not refresh and (known := _read(file)) is not None:
         return known
     found = measure(device)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing(file) as unfinished:
-            unfinished.write_text(json.dumps({"format": FORMAT, **asdict(found)}))
-    except (KinemaError, OSError):
-        pass
+    write_cache(file.name, json.dumps({"format": FORMAT, **asdict(found)}))
     return found
 
 

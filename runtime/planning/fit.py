@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .. import registry
 from ..errors import UsageError
+from ..execution.modes import MODES
 from .cost import TILES, Choice, Cost, Runner, Setting, count
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 PARTS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)  # of the sides, in the search for what fits
-OFFLOADS = ("none", "model", "block")
 Settle = Callable[[int, int, int], "Plan"]
 
 
@@ -74,8 +74,8 @@ def leaner(
     guided = max(track.guidance_scale for track in plan.tracks) > 1
     if stage == "denoise" and guided and setting.guidance == "batched":
         return replace(setting, guidance="two passes")
-    if "offload" not in asked and device != "cpu" and setting.offload != OFFLOADS[-1]:
-        return replace(setting, offload=OFFLOADS[OFFLOADS.index(setting.offload) + 1])
+    if "offload" not in asked and device != "cpu" and setting.offload != MODES[-1]:
+        return replace(setting, offload=MODES[MODES.index(setting.offload) + 1])
     return None
 
 
@@ -138,7 +138,7 @@ def _choices(
     tile = "none" if setting.tile is None else _size(setting.tile)
     taken = {"guidance": setting.guidance, "tile": tile, "offload": setting.offload}
     given = dict.fromkeys(runner.asked, "asked for")
-    if setting.offload != OFFLOADS[0]:
+    if setting.offload != MODES[0]:
         given.setdefault("offload", "a request before this one needed it")
     reasons = {**given, **reasons}
     for what, otherwise in REASONS.items():
@@ -185,7 +185,7 @@ def _offload_that_fits(
     """The next mode of offload, if there is one, under which the request would fit."""
     if runner.device == "cpu":
         return None
-    for mode in OFFLOADS[OFFLOADS.index(runner.setting.offload) + 1 :]:
+    for mode in MODES[MODES.index(runner.setting.offload) + 1 :]:
         leaner = replace(runner, setting=replace(runner.setting, offload=mode))
         if count(plan, checkpoint, leaner, tokens).peak_memory_bytes <= memory:
             return mode

@@ -13,7 +13,7 @@ from ..checkpoints.presets import Presets
 from ..errors import UsageError
 from ..media import clips
 from ..media.mp4 import count_samples
-from ..requests import conditions
+from ..requests import conditions, taken
 from ..requests.conditions import Condition
 from ..requests.guidance_options import PLAIN, Guidance
 from .cost import Choice, Setting
@@ -100,7 +100,7 @@ def resolve(
     presets, shown = checkpoint.presets, request.shown
     fps = _whole_if_it_is(_fps(request, presets))
     num_frames = _num_frames(request, presets, fps)
-    conditions.check(shown, presets, num_frames, request.adjust)
+    taken.check(shown, presets, num_frames, request.adjust)
     height, width = _sides(request, presets, shown)
     guidance_scale, guidance_scale_2 = _guidance_scales(request, presets)
     num_references = len(conditions.references(shown))

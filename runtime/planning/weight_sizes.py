@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .. import registry
 from ..checkpoints.checkpoint import TRANSFORMERS
 from ..checkpoints.shards import read_entries
+from ..execution.modes import RESIDENT_BLOCKS
 from ..ledger import FP32
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ WITHOUT_WEIGHTS = frozenset({"scheduler", "tokenizer", "image_processor"})
 STREAMED = frozenset({"encode", "denoise"})  # stages whose components may be streamed in blocks
 # Lists of a transformer stand at the top of it; of an encoder, anywhere.
 BLOCK = re.compile(r"(?:\w*blocks|(?:.+\.)?(?:block|layers))\.\d+\.")
-RESIDENT_BLOCKS = 2  # of a component whose blocks are streamed: at work, and on its way
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: str) -> dict[str, int]:

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..errors import KinemaError
 from ..execution import pack
-from ..files import cache_folder, whole_or_nothing
+from ..files import cache_folder, write_cache
 from ..planning.device import identity
 from .operators import Call
 
@@ -105,12 +104,7 @@ def ceilings(device: torch.device | str, remeasure: bool = False) -> Ceilings:
     if not remeasure and (known := _read(file)) is not None:
         return known
     found = measure(device)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing(file) as unfinished:
-            unfinished.write_text(json.dumps({"format": FORMAT, **asdict(found)}))
-    except (KinemaError, OSError):
-        pass
+    write_cache(file.name, json.dumps({"format": FORMAT, **asdict(found)}))
     return found
 
 

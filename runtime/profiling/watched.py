@@ -16,7 +16,8 @@ from torch import nn
 from ..checkpoints.checkpoint import TRANSFORMERS
 from ..planning.branches import branches_of_steps
 from ..sampling.denoise import Step
-from ..sessions.session import Bound, Session
+from ..sessions.pipeline import Bound
+from ..sessions.session import Session
 from .spans import WAIT
 
 if TYPE_CHECKING:

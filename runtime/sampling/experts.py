@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from .guidance import Denoiser, scales_of_experts
+from .guidance import Denoiser
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan, Track
-    from .schedule import Schedule
+    from .sigmas import Schedule
 
 
 class Expert(NamedTuple):
@@ -27,12 +27,11 @@ class Expert(NamedTuple):
 
 
 def experts_of(plan: Plan, schedule: Schedule) -> list[Expert]:
-    """Those with something to do, in order; the second where timesteps fall below the boundary."""
+    """Those with something to do, in order."""
     total = len(schedule)
     if plan.boundary_ratio is None:
         return [Expert("transformer", range(total))]
-    boundary = plan.boundary_ratio * schedule.num_train_timesteps
-    switch = int((schedule.timesteps >= boundary).sum())
+    switch = _switch(schedule, plan.boundary_ratio)
     both = Expert("transformer", range(switch)), Expert("transformer_2", range(switch, total))
     return [expert for expert in both if expert.steps]
 
@@ -48,6 +47,21 @@ def with_scales(plan: Plan, schedule: Schedule) -> Sequence[Track]:
     assert plan.guidance_scale_2 is not None  # of every plan with a boundary
     scales = plan.boundary_ratio, plan.guidance_scale, plan.guidance_scale_2
     return [replace(t, guidance_scale=scales_of_experts(schedule, *scales)) for t in plan.tracks]
+
+
+def scales_of_experts(
+    schedule: Schedule, boundary_ratio: float, guidance_scale: float, guidance_scale_2: float
+) -> tuple[float, ...]:
+    """A scale for each prediction: the first's, then the second's."""
+    switch = _switch(schedule, boundary_ratio)
+    return (guidance_scale,) * switch + (guidance_scale_2,) * (len(schedule) - switch)
+
+
+def _switch(schedule: Schedule, boundary_ratio: float) -> int:
+    """The first prediction that is the second's: its timestep is below the boundary, which is a
+    part of the training timesteps."""
+    boundary = boundary_ratio * schedule.num_train_timesteps
+    return int((schedule.timesteps >= boundary).sum())
 
 
 def in_turn(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..requests.guidance_options import Guidance, Scale
-from .sigmas import Schedule
 
 # predict(latents (B, C, F, H, W), step) -> prediction, of the same shape for each branch it has
 Denoiser = Callable[[Tensor, int], Tensor]
@@ -39,20 +38,6 @@ class Branches(NamedTuple):
     both: Denoiser | None = None
     positive: Denoiser | None = None
     negative: Denoiser | None = None
-
-
-def scales_of_experts(
-    schedule: Schedule, boundary_ratio: float, guidance_scale: float, guidance_scale_2: float
-) -> tuple[float, ...]:
-    """A scale for each prediction: the first from the boundary up, the second below it.
-
-    The boundary is a part of the training timesteps, as Wan 2.2 switches its two transformers.
-    """
-    boundary = boundary_ratio * schedule.num_train_timesteps
-    return tuple(
-        guidance_scale if timestep >= boundary else guidance_scale_2
-        for timestep in schedule.timesteps.tolist()
-    )
 
 
 def is_guided(tracks: Iterable[Guided]) -> bool:

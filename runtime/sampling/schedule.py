@@ -14,11 +14,10 @@ import torch
 
 from ..errors import UsageError
 from ..requests.solver_names import LOOK_AHEAD, check
-from .scheduler_configs import Format, read_config
-from .sigmas import Level, Schedule
+from .scheduler_configs import read_config
+from .scheduler_formats import Format
+from .sigmas import Schedule
 from .tables import Wanted
-
-__all__ = ["Level", "Schedule", "from_config", "from_sigmas"]
 
 
 def from_config(
@@ -34,8 +33,8 @@ def from_config(
 
     Lists mean what the class's `set_timesteps` takes them for: sigmas are shifted as its own would
     be (a final 0 may be left out), timesteps are told to the model as they stand. `from_sigmas`
-    takes sigmas as they stand. `solver` is a name of `solvers.NAMES` where the class's own is not
-    wanted; Heun's looks at most sigmas twice. `sequence_length`, the number of latent positions
+    takes sigmas as they stand. `solver` is a name of `solver_names.NAMES` where the class's own is
+    not wanted; Heun's looks at most sigmas twice. `sequence_length`, the number of latent positions
     (frames x rows x columns, of patches), is needed where the resolution moves the sigmas.
     Raises `UsageError` for a class, an option or a list that is not supported, naming what is.
     """

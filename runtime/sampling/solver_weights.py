@@ -15,6 +15,7 @@ LEAST_LOG_SNR = math.log(1e-6)  # what UniPC takes for minus infinity, at sigmas
 
 
 def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of as many tensors as there are weights."""
     total = tensors[0] * weights[0]
     for weight, tensor in zip(weights[1:], tensors[1:], strict=False):
         total.add_(tensor, alpha=weight)

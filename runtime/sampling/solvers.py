@@ -19,36 +19,22 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..requests.solver_names import NAMES, STOCHASTIC, check
+from ..requests.solver_names import STOCHASTIC, check
 from .predictions import PREDICTION_TYPES, bounded, clean_weights, slope_weights
 from .scheduler_configs import read_config
 from .sigmas import Schedule, level
 from .solver_weights import dpm_table, towards, unipc_weights, weighted_sum
 
-__all__ = [
-    "NAMES",
-    "STOCHASTIC",
-    "Build",
-    "History",
-    "Solver",
-    "from_config",
-    "generators",
-    "named",
-]
-
 History = tuple[Tensor, ...]
 Solver = Callable[[Tensor, Tensor, int, History], tuple[Tensor, History]]
-# build(schedule, generator) -> solve; the generator may be None for solvers that draw no noise
+# build(schedule, generator=None) -> solve; solvers that draw noise need the generator
 Build = Callable[..., Solver]
 
 SDE_DECAY = 2.0  # of the noise that latents hold, in log SNR, against 1 without fresh noise
 
 
 def from_config(config: Mapping[str, Any], solver: str | None = None) -> Build:
-    """What builds the solver of a scheduler config, or the named one for its predictions.
-
-    `build(schedule, generator=None) -> solve`; a bare tensor is taken as flow sigmas.
-    """
+    """What builds the solver of a scheduler config, or the named one for its predictions."""
     format_, options = read_config(config)
     own, settings = format_.solver(options)
     if solver is not None and solver != own:
@@ -57,7 +43,7 @@ def from_config(config: Mapping[str, Any], solver: str | None = None) -> Build:
 
 
 def named(name: str, prediction_type: str = "flow_prediction", **settings: Any) -> Build:
-    """What builds a solver of `NAMES`, with settings of its function."""
+    """What builds a solver of `solver_names.NAMES`, with settings of its function."""
     check(name)
     if prediction_type not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
@@ -69,11 +55,9 @@ def _build(
     name: str,
     prediction_type: str,
     settings: Mapping[str, Any],
-    schedule: Schedule | Tensor,
+    schedule: Schedule,
     generator: torch.Generator | None = None,
 ) -> Solver:
-    if isinstance(schedule, Tensor):
-        schedule = Schedule(schedule, schedule[:-1] * 1000)
     if name == "euler" and schedule.noise == "flow" and prediction_type == "flow_prediction":
         return euler(schedule.sigmas)
     settings = dict(settings)

@@ -1,26 +1,31 @@
 """How published schedulers lay out their sigmas, bit by bit.
 
-A table is made from a scheduler's options and what is wanted of it, a `Schedule` comes out. The
+A function for a class makes a `Schedule` from its options and what is wanted of it. The
 operations, their order and their dtypes are the reference's, or the last bit would differ.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from .betas import (
+    Options,
+    alphas_cumprod,
+    betas,
+    finite_sigmas,
+    rescaled_roots,
+    sigma_of,
+    times_of,
+)
 from .sigmas import Schedule, shift_sigmas
 
-Options = Mapping[str, Any]
 KARRAS_RHO = 7.0
-FP16_TINY = 2**-24  # what the reference takes for an ending signal of 0, so that sigma is finite
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def unipc(options: Options, wanted: Wanted) -> Schedule:
         return _multistep(options, wanted, last_of_table=True)
     num_train = options["num_train_timesteps"]
     if options["use_karras_sigmas"]:
-        ratios = _karras(*_ends(options, _ratios(_alphas_cumprod(options))), wanted.count)
+        ratios = _karras(*_ends(options, finite_sigmas(options)), wanted.count)
         return _whole(ratios / (ratios + 1), options)
     if wanted.sigmas is not None:
         sigmas = np.array(wanted.sigmas, np.float64)
@@ -88,23 +93,20 @@ def dpm(options: Options, wanted: Wanted) -> Schedule:
 
 def euler(options: Options, wanted: Wanted) -> Schedule:
     """As `EulerDiscreteScheduler` and `EulerAncestralDiscreteScheduler`: noise adds to latents."""
-    alphas_cumprod = _alphas_cumprod(options)
-    if options["rescale_betas_zero_snr"]:
-        alphas_cumprod[-1] = FP16_TINY
-    ratios = _ratios(alphas_cumprod)
-    last = ratios[0] if options.get("final_sigmas_type") == "sigma_min" else 0.0
+    trained = finite_sigmas(options)
+    last = trained[0] if options.get("final_sigmas_type") == "sigma_min" else 0.0
     if wanted.sigmas is not None:
         sigmas = np.array(wanted.sigmas, np.float32)
-        timesteps, last = _times_of(sigmas, ratios), 0.0
+        timesteps, last = times_of(sigmas, trained), 0.0
     else:
         timesteps = _spaced(options, wanted, extra=0).astype(np.float32)
-        sigmas = np.interp(timesteps, np.arange(len(ratios)), ratios)
+        sigmas = np.interp(timesteps, np.arange(len(trained)), trained)
         if options.get("use_karras_sigmas"):
             sigmas = _karras(*_ends(options, sigmas[::-1]), wanted.count)
-            timesteps = _times_of(sigmas, ratios)
+            timesteps = times_of(sigmas, trained)
         elif options.get("use_exponential_sigmas"):
             sigmas = _exponential(*_ends(options, sigmas[::-1]), wanted.count)
-            timesteps = _times_of(sigmas, ratios)
+            timesteps = times_of(sigmas, trained)
     table = torch.from_numpy(np.append(sigmas, last).astype(np.float32))
     told = torch.from_numpy(timesteps.astype(np.float32))
     if (
@@ -121,17 +123,17 @@ def euler(options: Options, wanted: Wanted) -> Schedule:
 
 def ddim(options: Options, wanted: Wanted) -> Schedule:
     """As `DDIMScheduler`. Its steps are all equally long, whatever the timesteps are."""
-    return _equal_steps(options, wanted, _alphas_cumprod(options))
+    return _equal_steps(options, wanted, alphas_cumprod(options))
 
 
 def cogvideox(options: Options, wanted: Wanted) -> Schedule:
     """As `CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`, which shift and then rescale."""
-    alphas_cumprod = torch.cumprod(1.0 - _betas(options, torch.float64), dim=0)
+    shares = torch.cumprod(1.0 - betas(options, torch.float64), dim=0)
     scale = options["snr_shift_scale"]
-    alphas_cumprod = alphas_cumprod / (scale + (1 - scale) * alphas_cumprod)
+    shares = shares / (scale + (1 - scale) * shares)
     if options["rescale_betas_zero_snr"]:
-        alphas_cumprod = _rescaled_roots(alphas_cumprod) ** 2
-    return _equal_steps(options, wanted, alphas_cumprod)
+        shares = rescaled_roots(shares) ** 2
+    return _equal_steps(options, wanted, shares)
 
 
 def lcm(options: Options, wanted: Wanted) -> Schedule:
@@ -149,8 +151,8 @@ def lcm(options: Options, wanted: Wanted) -> Schedule:
         picked = np.linspace(0, original, num=wanted.count, endpoint=False)
         timesteps = distilled[np.floor(picked).astype(np.int64)]
     timesteps = torch.from_numpy(timesteps)
-    ratios = _ratio(_alphas_cumprod(options)[timesteps]).float()
-    table = torch.cat([ratios, torch.zeros(1)])
+    sigmas = sigma_of(alphas_cumprod(options)[timesteps]).float()
+    table = torch.cat([sigmas, torch.zeros(1)])
     return Schedule(table, timesteps, num_train, noise="vp")
 
 
@@ -203,43 +205,7 @@ def _whole(sigmas: np.ndarray, options: Options) -> Schedule:
     )
 
 
-# ---- sigmas of betas -----------------------------------------------------------------------------
-
-
-def _betas(options: Options, dtype: torch.dtype = torch.float32) -> Tensor:
-    start, end = options["beta_start"], options["beta_end"]
-    num_train = options["num_train_timesteps"]
-    if options["trained_betas"] is not None:
-        return torch.tensor(options["trained_betas"], dtype=torch.float32)
-    if options["beta_schedule"] == "linear":
-        return torch.linspace(start, end, num_train, dtype=torch.float32)
-    return torch.linspace(start**0.5, end**0.5, num_train, dtype=dtype) ** 2
-
-
-def _alphas_cumprod(options: Options) -> Tensor:
-    """The share of signal in the latents' variance at each training timestep."""
-    betas = _betas(options)
-    if options["rescale_betas_zero_snr"]:
-        shares = _rescaled_roots(torch.cumprod(1.0 - betas, dim=0)) ** 2
-        betas = 1 - torch.cat([shares[:1], shares[1:] / shares[:-1]])
-    return torch.cumprod(1.0 - betas, dim=0)
-
-
-def _rescaled_roots(alphas_cumprod: Tensor) -> Tensor:
-    """Square roots stretched to end at 0 (https://arxiv.org/abs/2305.08891, algorithm 1)."""
-    roots = alphas_cumprod.sqrt()
-    first, last = roots[0].clone(), roots[-1].clone()
-    roots -= last
-    roots *= first / (first - last)
-    return roots
-
-
-def _ratio(alphas_cumprod: Tensor) -> Tensor:
-    return ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
-
-
-def _ratios(alphas_cumprod: Tensor) -> np.ndarray:
-    return _ratio(alphas_cumprod).numpy()
+# ---- curves between two sigmas -------------------------------------------------------------------
 
 
 def _ends(options: Options, rising: np.ndarray) -> tuple[float, float]:
@@ -262,13 +228,7 @@ def _exponential(least: float, largest: float, count: int) -> np.ndarray:
     return np.exp(np.linspace(math.log(largest), math.log(least), count))
 
 
-def _times_of(sigmas: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-    """Where sigmas lie among those of the training timesteps, by their logarithms."""
-    known, wanted = np.log(ratios), np.log(np.maximum(sigmas, 1e-10))
-    below = np.clip(np.searchsorted(known, wanted, side="right") - 1, 0, len(known) - 2)
-    low, high = known[below], known[below + 1]
-    weight = np.clip((low - wanted) / (low - high), 0, 1)
-    return (1 - weight) * below + weight * (below + 1)
+# ---- sigmas of betas -----------------------------------------------------------------------------
 
 
 def _spaced(options: Options, wanted: Wanted, extra: int) -> np.ndarray:
@@ -286,28 +246,26 @@ def _spaced(options: Options, wanted: Wanted, extra: int) -> np.ndarray:
 
 def _multistep(options: Options, wanted: Wanted, last_of_table: bool) -> Schedule:
     """`UniPCMultistepScheduler` and `DPMSolverMultistepScheduler` on betas."""
-    alphas_cumprod = _alphas_cumprod(options)
-    if options["rescale_betas_zero_snr"]:
-        alphas_cumprod[-1] = FP16_TINY
-    ratios = _ratios(alphas_cumprod)
+    trained = finite_sigmas(options)
     if options["use_karras_sigmas"]:
-        sigmas = _karras(*_ends(options, ratios), wanted.count)
-        timesteps = _times_of(sigmas, ratios).round()
+        sigmas = _karras(*_ends(options, trained), wanted.count)
+        timesteps = times_of(sigmas, trained).round()
     elif options["use_exponential_sigmas"]:
-        sigmas = _exponential(*_ends(options, ratios), wanted.count)
-        timesteps = _times_of(sigmas, ratios)
+        sigmas = _exponential(*_ends(options, trained), wanted.count)
+        timesteps = times_of(sigmas, trained)
     else:
         timesteps = _spaced(options, wanted, extra=1).round().astype(np.int64)
-        sigmas, last_of_table = np.interp(timesteps, np.arange(len(ratios)), ratios), False
+        sigmas, last_of_table = np.interp(timesteps, np.arange(len(trained)), trained), False
     last = 0
     if options["final_sigmas_type"] == "sigma_min":
-        last = sigmas[-1] if last_of_table else ratios[0]
+        last = sigmas[-1] if last_of_table else trained[0]
     table = torch.from_numpy(np.append(sigmas, last).astype(np.float32))
     told = torch.from_numpy(timesteps).to(torch.int64)
     return Schedule(table, told, options["num_train_timesteps"], noise="vp")
 
 
-def _equal_steps(options: Options, wanted: Wanted, alphas_cumprod: Tensor) -> Schedule:
+def _equal_steps(options: Options, wanted: Wanted, shares: Tensor) -> Schedule:
+    """Steps of one length, from the share of signal at each training timestep."""
     num_train = options["num_train_timesteps"]
     if wanted.count > num_train:
         raise UsageError(
@@ -316,9 +274,9 @@ def _equal_steps(options: Options, wanted: Wanted, alphas_cumprod: Tensor) -> Sc
         )
     timesteps = torch.from_numpy(_spaced(options, wanted, extra=0).round().astype(np.int64))
     before = timesteps - num_train // wanted.count
-    final = torch.ones(()) if options["set_alpha_to_one"] else alphas_cumprod[0]
-    shares = torch.where(before >= 0, alphas_cumprod[before.clamp(min=0)], final)
-    sigmas, targets = _ratio(alphas_cumprod[timesteps]).float(), _ratio(shares).float()
+    final = torch.ones(()) if options["set_alpha_to_one"] else shares[0]
+    targets = sigma_of(torch.where(before >= 0, shares[before.clamp(min=0)], final)).float()
+    sigmas = sigma_of(shares[timesteps]).float()
     table = torch.cat([sigmas, targets[-1:]])
     own = None if torch.equal(targets, table[1:]) else targets
     return Schedule(table, timesteps, num_train, noise="vp", targets=own)

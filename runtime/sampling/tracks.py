@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..requests.guidance_options import Guidance, Scale
 from . import schedule, solvers
-from .schedule import Schedule
+from .sigmas import Schedule
 from .solvers import Solver
 
 if TYPE_CHECKING:

@@ -50,7 +50,8 @@ class Runs:
         self.schedulers: Mapping[str, StepScheduler] = {
             name: StepScheduler(
                 Bench(engine),  # pyright: ignore[reportArgumentType]  # all that it asks of one
-                max_batch=engine.scheduler.max_batch,
+                engine.scheduler.max_batch,
+                engine.scheduler.memory_limit,
             )
             for name, engine in server.engines.items()
         }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from torch import Tensor
@@ -48,30 +48,53 @@ def bind(
     count = len(prompts)
     own = {"both": slice(None), "positive": slice(count), "negative": slice(count, None)}
     timesteps = given.timesteps(timesteps_of(tracks).to(engine.device), shape[2])
-
-    firsts: WeakValueDictionary[Expert, Denoiser] = WeakValueDictionary()
+    binder = Binder(engine, given.shape(shape), timesteps, given.bound)
 
     def branch(name: str) -> Denoiser:
-        def bind_expert(expert: Expert) -> Denoiser:
-            transformer, embeds = engine.use(expert.name), [part[own[name]] for part in text]
-            beside = getattr(firsts.get(expert), "beside", None)
-            if beside is not None:  # only the text differs from the other branch's
-                bound = beside(*embeds, **given.bound)
-            else:
-                seen = given.shape(shape)
-                bound = transformer.bind(seen, timesteps[expert.part], *embeds, **given.bound)
-                firsts[expert] = bound
-
-            def predict(latents: Tensor, step: int) -> Tensor:
-                engine.use(expert.name)
-                return bound(latents, step)
-
-            return predict
+        embeds = [part[own[name]] for part in text]
 
         def used(step: int) -> bool:
             return uses_branch(name, count_branches(tracks, guidance, step), batched)
 
-        return in_turn(experts, bind_expert, used)
+        return in_turn(experts, lambda expert: binder.bind(expert, embeds), used)
 
     branches = Branches(**{name: branch(name) for name in names})
     return given.show(guide(branches, tracks, guidance))
+
+
+class Binder:
+    """Binds the transformers of a request, to the text of one branch of guidance after another.
+
+    shape: of the latents (B, C, F, H, W) that a transformer sees. timesteps: (S,), or as `Given`
+    has them, of all experts. shown: what is bound besides the text.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        shape: tuple[int, ...],
+        timesteps: Tensor,
+        shown: Mapping[str, Any],
+    ) -> None:
+        self.engine, self.shape, self.timesteps, self.shown = engine, shape, timesteps, shown
+        self._bound: WeakValueDictionary[Expert, Denoiser] = WeakValueDictionary()
+
+    def bind(self, expert: Expert, embeds: Sequence[Tensor]) -> Denoiser:
+        """An expert's predictions for a text; the engine may use others between two of them."""
+        engine, bound = self.engine, self._of(expert, embeds)
+
+        def predict(latents: Tensor, step: int) -> Tensor:
+            engine.use(expert.name)
+            return bound(latents, step)
+
+        return predict
+
+    def _of(self, expert: Expert, embeds: Sequence[Tensor]) -> Denoiser:
+        transformer = self.engine.use(expert.name)
+        beside = getattr(self._bound.get(expert), "beside", None)
+        if beside is not None:  # only the text differs from the other branch's
+            return beside(*embeds, **self.shown)
+        timesteps = self.timesteps[expert.part]
+        bound = transformer.bind(self.shape, timesteps, *embeds, **self.shown)
+        self._bound[expert] = bound
+        return bound

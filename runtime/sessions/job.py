@@ -14,7 +14,7 @@ from ..media.video import Video
 from .progress import Progress
 
 END = None  # what follows the last event
-Listener = Callable[["Progress | None"], None]
+Listener = Callable[[Progress | None], None]
 
 
 class Job:
@@ -44,6 +44,10 @@ class Job:
     def done(self) -> bool:
         """Whether it ended, well or not."""
         return self._future.done()
+
+    def cancelled(self) -> bool:
+        """Whether it ended by `cancel`."""
+        return self.done() and isinstance(self._future.exception(), Cancelled)
 
     def cancel(self) -> bool:
         """Stop before the next step; False where it has ended already."""
@@ -90,10 +94,6 @@ class Job:
                 listener(END)
             else:
                 self._listeners.append(listener)
-
-    def cancelled(self) -> bool:
-        """Whether it ended by `cancel`."""
-        return self.done() and isinstance(self._future.exception(), Cancelled)
 
 
 class Events:

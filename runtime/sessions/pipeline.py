@@ -12,17 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..conditioning.given import NOTHING
 from ..conditioning.shown import given_of
 from ..requests.solver_names import LOOK_AHEAD
 from ..sampling import schedule
 from ..sampling.experts import Expert, experts_of, with_scales
-from ..sampling.guidance import (
-    Denoiser,
-)
+from ..sampling.guidance import Denoiser
 from ..sampling.latents import as_batch, draw_noise
 from ..sampling.predictions import scale_input
-from ..sampling.schedule import Schedule
+from ..sampling.sigmas import Schedule
 from ..sampling.tracks import Track, schedule_tracks
 from ..vaes.decode import decode_frames, decode_sound
 from .binding import bind
@@ -33,31 +30,32 @@ if TYPE_CHECKING:
     from ..requests.request import Request
 
 
-class Prepared(NamedTuple):
-    """What the steps of a request share, and the latents (1, C, F, H, W) in fp32 to start from.
+class Bound(NamedTuple):
+    """What a request's steps share: computed before the first, given back when a session pauses.
 
-    `finish` is for the latents of the last step.
+    `sigmas` are the picture's, one more than there are predictions. `finish` is for the latents of
+    the last step.
     """
 
     tracks: Sequence[Track]
     predict: Denoiser
-    latents: Tensor
+    sigmas: list[float]
     finish: Callable[[Tensor], Tensor]
 
 
 @torch.inference_mode()
-def prepare(engine: Engine, request: Request, plan: Plan) -> Prepared:
-    """Compute all that is constant in a request."""
+def prepare(engine: Engine, request: Request, plan: Plan) -> tuple[Bound, Tensor]:
+    """All that is constant in a request, and the latents (1, C, F, H, W) in fp32 to start from."""
     generator = torch.Generator("cpu").manual_seed(plan.seed)
     latents = start(request, plan, generator).to(engine.device)
     tracks, experts = scheduled(plan, engine.scheduler_config, generator)
-    latents = latents * tracks[0].schedule.initial_scale
-    given = given_of(engine, request, plan) or NOTHING
+    table = tracks[0].schedule
+    given = given_of(engine, request, plan)
     prompts = [request.prompt], [request.negative_prompt]
     shape, batched = latents.shape, plan.setting.guidance == "batched"
     predict = bind(engine, *prompts, tracks, shape, given, experts, plan.guidance, batched)
-    predict = scale_input(predict, tracks[0].schedule)
-    return Prepared(tracks, predict, latents, given.finish)
+    bound = Bound(tracks, scale_input(predict, table), table.sigmas.tolist(), given.finish)
+    return bound, latents * table.initial_scale
 
 
 def start(request: Request, plan: Plan, generator: torch.Generator) -> Tensor:
@@ -75,14 +73,15 @@ def scheduled(
     What solvers draw, they draw from where the generator stands after the first noise.
     """
     table = table_of(plan, config)
-    options = {
-        "solver": plan.solver,
-        "guidance": plan.guidance,
-        "generator": generator,
-        "table": table,
-    }
-    tracks = with_scales(plan, table)
-    tracks = schedule_tracks(tracks, config, plan.num_inference_steps, **options)
+    tracks = schedule_tracks(
+        with_scales(plan, table),
+        config,
+        plan.num_inference_steps,
+        solver=plan.solver,
+        guidance=plan.guidance,
+        generator=generator,
+        table=table,
+    )
     return tracks, experts_of(plan, table)
 
 

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """`index` of `total` parts of a stage are done: 'encode', 'denoise', 'decode' or 'write'."""
+    """`index` of `total` parts of a stage are done.
+
+    stage: "queued" (submitted, and not begun), "encode", "denoise", whose parts are steps, or
+    "decode", whose parts are frames.
+    """
 
     stage: str
     index: int

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, KinemaError, UsageError
@@ -68,12 +67,12 @@ class StepScheduler:
     A session is let in when its plan fits beside those at work in `memory_limit` bytes (None: any
     number of them); one alone is always let in. Up to `max_batch` sessions whose latents have one
     shape step together, in one forward; matrix products may round otherwise there than alone, so
-    at 1, the default, a request gives the same bits in any company. On a CPU they do so where that
+    at 1 a request gives the same bits in any company. On a CPU they do so where that
     is faster: for latents of up to `shared_on_cpu` positions, both branches of guidance counted.
     """
 
-    def __init__(self, engine: Engine, memory_limit: int | None = None, max_batch: int = 1) -> None:
-        self.engine, self.memory_limit, self.max_batch = engine, memory_limit, max_batch
+    def __init__(self, engine: Engine, max_batch: int, memory_limit: int | None = None) -> None:
+        self.engine, self.max_batch, self.memory_limit = engine, max_batch, memory_limit
         self.shared_on_cpu: float = SHARED_ON_CPU
         self._turns: dict[Job, Turn] = {}
         self._lock = threading.Lock()
@@ -152,7 +151,7 @@ class StepScheduler:
         if key is None or self.engine.device.type != "cpu":
             return key
         branches = 2 if is_guided(session.plan.tracks) else 1
-        return key if branches * prod(key[2:]) <= self.shared_on_cpu else None
+        return key if branches * math.prod(key[2:]) <= self.shared_on_cpu else None
 
     def _let_in(self) -> None:
         """Start those whose plans fit, in their order; the first that does not fit waits."""

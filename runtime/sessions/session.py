@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,14 +19,14 @@ from ..files import reason_of
 from ..media.mp4 import check_target
 from ..media.recording import Recording
 from ..media.video import Video
-from ..planning.fit import leaner
 from ..provenance.marking import marking
 from ..sampling.denoise import State, Step, advance, begin
-from ..sampling.guidance import Denoiser
-from ..sampling.tracks import Track
 from ..vaes import preview
 from . import pipeline, saved
+from .leaner import step_down
+from .pipeline import Bound
 from .progress import Progress
+from .report import report
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -37,15 +36,6 @@ if TYPE_CHECKING:
 
 
 Result = TypeVar("Result")
-
-
-class Bound(NamedTuple):
-    """What a request's steps share: computed before the first, given back with `pause`."""
-
-    tracks: Sequence[Track]
-    predict: Denoiser
-    sigmas: list[float]
-    finish: Callable[[torch.Tensor], torch.Tensor]
 
 
 class Session:
@@ -212,10 +202,9 @@ class Session:
                 engine.offload_as(plan.setting.offload)
                 engine.open_components()
             with self.timed("encode"):
-                tracks, predict, latents, finish = pipeline.prepare(engine, request, plan)
+                self._bound, latents = pipeline.prepare(engine, request, plan)
                 if self._state is None:
-                    self._state = begin(latents, tracks)
-                self._bound = Bound(tracks, predict, tracks[0].schedule.sigmas.tolist(), finish)
+                    self._state = begin(latents, self._bound.tracks)
         return self._bound
 
     def _recording(
@@ -275,20 +264,15 @@ class Session:
             self._step_down(stage, reason)  # out of the handler, which holds on to tensors
 
     def _step_down(self, stage: str, reason: str) -> None:
-        plan, engine = self.plan, self.engine
         self._bound = None
-        if engine.device.type == "cuda":
+        if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
-        runner, now = engine.runner, replace(plan.setting, offload=engine.offload.mode)
-        setting = leaner(now, stage, plan, engine.checkpoint, runner.device, runner.asked)
-        if setting is None or not engine.offload_as(setting.offload):
+        try:
+            self.plan, note = step_down(self.engine, self.plan, stage, reason)
+        except KinemaError:
             self._release()
-            raise KinemaError(
-                f"out of memory in {stage} ({reason}), and there is no leaner way to run it; fewer"
-                " frames, a smaller size or another offload would need less"
-            )
-        self.plan = replace(plan, setting=setting)
-        self.notes.append(f"out of memory in {stage}: went on with {_changed(plan, self.plan)}")
+            raise
+        self.notes.append(note)
 
     def _told(self, seconds: float) -> Step:
         state, total, bound = self._begun, self.total, self.prepare()
@@ -333,26 +317,5 @@ class Session:
                 audio=audio,
                 sample_rate=None if audio is None else plan.sample_rate,
                 latents=latents.cpu(),
-                report=engine.report(self.request, plan, self.seconds, self.notes),
+                report=report(engine, self.request, plan, self.seconds, self.notes),
             )
-
-
-def resume(engine: Engine, path: str | Path) -> Session:
-    """A session from a file of `Session.save`.
-
-    Raises `UsageError` for a file of another model or version, or that is cut or not a session's.
-    """
-    request, state, setting = saved.read(path, engine.identity, engine.device)
-    session = engine.session(request)
-    shape = tuple(state.latents.shape[1:])
-    if shape != tuple(session.plan.latent_shape) or state.index > session.total:
-        raise UsageError(f"{path} does not fit its request: latents {shape}, step {state.index}")
-    setting = replace(setting, offload=session.plan.setting.offload)  # the one part without bits
-    return Session(engine, request, replace(session.plan, setting=setting), state)
-
-
-def _changed(before: Plan, after: Plan) -> str:
-    """How the second's setting differs from the first's."""
-    names = [field.name for field in fields(after.setting)]
-    pairs = ((name, getattr(before.setting, name), getattr(after.setting, name)) for name in names)
-    return ", ".join(f"{name} {new} instead of {old}" for name, old, new in pairs if old != new)

@@ -8,25 +8,26 @@ the same four frames, so picture and sound are denoised together and stay togeth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..checkpoints.configs import ComponentConfig
+from .audio_sizes import ITERATIONS
+from .geometry import GROUP
 
-GROUP = 4  # video frames in a latent frame
 STRIP_ROWS = 2  # latent rows under the picture: one row of 2x2 patches
 PLACES = 9  # latent frames that are told apart: those of the embedded model's clip
-_FLOOR = 1e-4  # added to mel magnitudes before the logarithm
+FLOOR = 1e-4  # added to mel magnitudes before the logarithm
 
 
 @dataclass(frozen=True)
-class SoundConfig:
+class SoundConfig(ComponentConfig):
     """The fields of an audio/config.json of class `KinemaSound`."""
+
+    OF = "sound"
 
     sample_rate: int = 16_000
     fps: int = 8
@@ -37,23 +38,14 @@ class SoundConfig:
     channels: int = 16  # of the latents the strip belongs to
     scale: float = 1.0
 
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> SoundConfig:
-        """From a config.json; keys with a leading underscore are skipped, unknown ones refused."""
-        values = {key: value for key, value in config.items() if not key.startswith("_")}
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise UsageError(
-                f"sound config has unknown {', '.join(unknown)}; known: {', '.join(known)}"
-            )
-        return cls(**values)
-
     @property
     def samples_per_frame(self) -> int:
+        """Of a video frame."""
         return self.sample_rate // self.fps
 
     @property
     def hop(self) -> int:
+        """Samples from one column of the spectrogram to the next."""
         return self.samples_per_frame // self.columns
 
 
@@ -74,14 +66,16 @@ class KinemaSound(nn.Module):
         """Log-mel frames (num_frames, columns * bands) of a waveform (samples,)."""
         config = self.config
         magnitude = _stft(wave, config).abs()[:, : num_frames * config.columns]
-        mel = torch.log(_mel_filters(config).to(wave) @ magnitude + _FLOOR)
+        mel = torch.log(_mel_filters(config).to(wave) @ magnitude + FLOOR)
         return mel.T.reshape(num_frames, -1)
 
     def encode(self, wave: Tensor, num_frames: int) -> Tensor:
         """Codes (num_frames, components)."""
         return (self.features(wave, num_frames) - self.mean) @ self.basis.T / self.config.scale
 
-    def decode(self, codes: Tensor, num_samples: int | None = None, iterations: int = 40) -> Tensor:
+    def decode(
+        self, codes: Tensor, num_samples: int | None = None, iterations: int = ITERATIONS
+    ) -> Tensor:
         """Waveform (num_samples,) from codes (num_frames, components), always the same one.
 
         By default as long as the frames last at the codec's own rate; another length is another
@@ -89,7 +83,7 @@ class KinemaSound(nn.Module):
         """
         config = self.config
         length = num_samples or codes.shape[0] * config.samples_per_frame
-        mel = (codes.float() * config.scale @ self.basis.float() + self.mean.float()).exp() - _FLOOR
+        mel = (codes.float() * config.scale @ self.basis.float() + self.mean.float()).exp() - FLOOR
         mel = mel.view(-1, config.bands).clamp(min=0).T
         magnitude = (torch.linalg.pinv(_mel_filters(config).to(mel)) @ mel).clamp(min=0)
         # Columns whose window reached over an end saw a reflection, which sounds like a burst: the
@@ -137,6 +131,9 @@ class KinemaSound(nn.Module):
 def _tokens_to_rows(tokens: Tensor) -> Tensor:
     """(B, G, GROUP, C * 4), one token a video frame, to patches of latent rows (B, C, G, 2, 8)."""
     return tokens.unflatten(-1, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4)
+
+
+# ---- spectrograms --------------------------------------------------------------------------------
 
 
 def griffin_lim(magnitude: Tensor, config: SoundConfig, length: int, iterations: int) -> Tensor:

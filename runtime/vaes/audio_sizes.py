@@ -9,7 +9,7 @@ from typing import Any
 from ..ledger import FP32, Ledger, Size
 
 COMPLEX = 8
-ITERATIONS = 40
+ITERATIONS = 40  # of Griffin-Lim
 
 
 def kinema_sound(ledger: Ledger, config: Mapping[str, Any], frames: int, samples: int) -> None:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .decode import PictureVAE, Tile, dtype_of, normalise
+from .geometry import GROUP, Tile
+from .picture_vae import PictureVAE, dtype_of, normalise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-GROUP = 4  # frames that become one latent frame, after the first
 
 
 @torch.inference_mode()
 def encode_pixels(vae: PictureVAE, pixels: Tensor, tile: Tile | None = None) -> Tensor:
     """Normalised latents (B, C, 1+k, h, w) in fp32 of pixels (B, 3, 1+4k, H, W) in -1..1."""
-    tiled = {} if tile is None else {"tile": tile}
-    return normalise(vae.encode(pixels.to(dtype_of(vae)), **tiled).float(), vae.config)
+    return normalise(vae.encode(pixels.to(dtype_of(vae)), tile).float(), vae.config)
 
 
 @torch.inference_mode()
-def encode_chunks(vae: Any, chunks: Iterable[Tensor], tile: Tile | None = None) -> Tensor:
+def encode_chunks(vae: PictureVAE, chunks: Iterable[Tensor], tile: Tile | None = None) -> Tensor:
     """The same of pixels that come in chunks along time, so that no whole clip is in memory."""
     like = next(vae.parameters())
     latents = vae.encode_chunks((chunk.to(like) for chunk in chunks), tile)

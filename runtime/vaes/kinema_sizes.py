@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ledger import FP32, Ledger, Size
-from .sizes import LatentShape, Tile, gathered, to_uint8
-
-GROUP = 4  # frames in a latent frame
+from .geometry import GROUP, LatentShape, Tile
+from .sizes import gathered, to_uint8
 
 
 class KinemaVae:

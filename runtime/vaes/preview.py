@@ -22,12 +22,12 @@ from torch import Tensor
 from ..checkpoints.checkpoint import Component
 from ..checkpoints.foreign import fingerprint
 from ..errors import KinemaError, UsageError
-from ..files import cache_folder, whole_or_nothing
-from .decode import PictureVAE
+from ..files import cache_folder, whole_or_nothing, write_cache
 from .encode import encode_pixels
+from .geometry import GROUP, stride_of
+from .picture_vae import PictureVAE
 
 FILE = "preview.json"
-GROUP = 4  # frames in a latent frame, after the first
 CLIPS, CELLS = 10, 8  # colour patches to fit with: clips of latents so many cells a side
 RIDGE = 1e-4  # of the variance: keeps a channel that the patches leave still from blowing up
 
@@ -109,11 +109,7 @@ def projection_of(component: Component, vae: PictureVAE) -> Projection:
         return _read(kept)
     except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: made anew
         found = fit(vae)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write(kept, found)
-    except (KinemaError, OSError):
-        pass  # a cache that cannot be written is done without
+    write_cache(kept.name, json.dumps(found.as_dict()) + "\n")
     return found
 
 
@@ -133,7 +129,7 @@ def fit(vae: PictureVAE, clips: Iterable[Tensor] | None = None) -> Projection:
 
     By default from patches of colour. One clip in five is held out, for `r2`.
     """
-    like = next(vae.parameters())  # type: ignore[attr-defined]
+    like = next(vae.parameters())
     fitted: list[tuple[Tensor, Tensor]] = []
     held: list[tuple[Tensor, Tensor]] = []
     for number, clip in enumerate(patches(vae) if clips is None else clips):
@@ -168,18 +164,13 @@ def colours_of(clip: Tensor, grid: Sequence[int]) -> Tensor:
 def patches(vae: PictureVAE, count: int = CLIPS) -> Iterator[Tensor]:
     """Clips of five frames: soft blots of random colour that drift, always the same ones."""
     generator = torch.Generator().manual_seed(0)
-    side = CELLS * _stride(vae)
+    side = CELLS * stride_of(vae.config)
     for number in range(count):
         blots = 2 + number % CELLS  # of a few large to many small
         field = torch.rand(1, 3, blots, blots + 2, generator=generator) * 2 - 1
         wide = F.interpolate(field, (side, side * 5 // 4), mode="bicubic").clamp(-1, 1)
         starts = (frame * side // 16 for frame in range(1 + GROUP))
         yield torch.stack([wide[..., start : start + side] for start in starts], dim=2)
-
-
-def _stride(vae: PictureVAE) -> int:
-    stride = getattr(vae.config, "scale_factor_spatial", None)
-    return 8 if stride is None else int(stride)
 
 
 def _cells(x: Tensor) -> Tensor:

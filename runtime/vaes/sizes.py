@@ -7,9 +7,6 @@ from contextlib import contextmanager
 
 from ..ledger import Ledger, Size
 
-LatentShape = tuple[int, int, int, int]  # (C, F, H, W)
-Tile = tuple[int, int]  # (height, width) of pixels
-
 
 def to_uint8(ledger: Ledger, pixels: Size) -> None:
     """`decode.to_uint8`."""

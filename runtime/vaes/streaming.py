@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from .geometry import GROUP, Tile, stride_of
 
-GROUP = 4  # frames in a latent frame
-SPATIAL = 8  # pixels a side in a latent pixel, where a config does not say
-
-Tile = tuple[int, int]
 First = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 Next = Callable[[Tensor, Iterable[Tensor]], tuple[Tensor, list[Tensor]]]
 
@@ -70,7 +67,7 @@ class Streaming:
     def check(self, pixels: Tensor) -> None:
         """Raise `UsageError` where frames or sizes of a clip (B, 3, F, H, W) do not fit."""
         frames, height, width = pixels.shape[2:]
-        stride = getattr(self.config, "scale_factor_spatial", None) or SPATIAL
+        stride = stride_of(self.config)
         if frames % GROUP != 1 or height % stride or width % stride:
             raise UsageError(
                 f"{frames} frames of {width}x{height} do not fit:"
@@ -89,7 +86,7 @@ class Streaming:
 class StreamedVAE(Streaming):
     """An autoencoder of functions that are given: graphs that were exported, say.
 
-    Implements `decode.PictureVAE`. Without the functions that encode, encoding raises `UsageError`.
+    A `picture_vae.PictureVAE`. Without the functions that encode, encoding raises `UsageError`.
     """
 
     def __init__(

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from ..checkpoints import weights
 from ..checkpoints.shards import read_entries
 from ..errors import KinemaError, UsageError
-from .streaming import Streaming, Tile
+from ..files import reason_of
+from .geometry import Tile
+from .streaming import Streaming
 from .wan_layers import TiledDecoding, TiledEncoding, patchify, run_first, run_next, unpatchify
 from .wan_original import ORIGINAL
 
@@ -129,6 +131,6 @@ def open_wan_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> WanV
             dtype,
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise KinemaError(f"cannot open {'/'.join(folder.parts[-2:])}: {reason}") from error
+        name = "/".join(folder.parts[-2:])
+        raise KinemaError(f"cannot open {name}: {reason_of(error)}") from error
     return WanVAE(vae)

@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .geometry import Tile
+from .wan_sizes import REMEMBERED
 from .windows import Windows
 
-REMEMBERED = 2  # frames that a causal convolution sees before its own
 FINE_STEPS_UP, FINE_STEPS_DOWN = 1, 2  # changes of resolution inside windows
-
-Tile = tuple[int, int]
 
 
 class Memory:

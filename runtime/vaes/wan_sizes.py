@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..ledger import FP32, Ledger, Size
-from .sizes import LatentShape, Tile, gathered, to_uint8
+from .geometry import GROUP, LatentShape, Tile
+from .sizes import gathered, to_uint8
 
-GROUP = 4  # frames in a latent frame
 REMEMBERED = 2  # frames that a causal convolution sees before its own
 DEFAULTS = {
     "base_dim": 96,

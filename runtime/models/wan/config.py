@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from ...checkpoints import weights
+from ...checkpoints.configs import ComponentConfig
 from ...errors import UsageError
 from .sizes import Wan
 
@@ -48,13 +47,15 @@ UNUSED = frozenset({"norm_added_q"})  # published files hold it, the reference d
 
 
 @dataclass(frozen=True)
-class WanConfig:
+class WanConfig(ComponentConfig):
     """The fields of a published transformer/config.json, under the same names.
 
     Variants are values: one that is shown pictures by a picture encoder has `image_dim` and
     `added_kv_proj_dim`, one that is shown two has positions for both (`pos_embed_seq_len`), one
     that is shown latents beside its own has more `in_channels` than `out_channels`.
     """
+
+    OF = "Wan transformer"
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 40
@@ -83,18 +84,6 @@ class WanConfig:
             )
         if self.qk_norm != "rms_norm_across_heads":
             raise UsageError(f"qk_norm={self.qk_norm!r}: only 'rms_norm_across_heads' is known")
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> WanConfig:
-        """From a config.json; keys with a leading underscore are skipped, unknown ones refused."""
-        values = {key: value for key, value in config.items() if not key.startswith("_")}
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise UsageError(
-                f"Wan transformer config has unknown {', '.join(unknown)};"
-                f" known: {', '.join(known)}"
-            )
-        return cls(**values)
 
     @property
     def dim(self) -> int:
