@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir
 
-from ..runtime.checkpoints.presets import PICTURE_TOKENS, TEXT_LENGTH
+from ..runtime.checkpoints.presets import PICTURE_TOKENS
 from ..runtime.files import cache_folder
 from ..runtime.graphs.tensorrt import find, flavour_of
 from ..runtime.hashes import file_hash
+from ..runtime.opening import config_of
 from ..runtime.planning.cost import shapes_of
 from ..runtime.planning.plan import resolve
 from ..runtime.requests.request import Request
@@ -153,16 +154,16 @@ def clips_of(checkpoint: Checkpoint, clips: tuple[Clip, ...]) -> Iterator[tuple[
 
 def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> Sizes:
     """The sizes at which a graph works for a clip, `exact` or up to it."""
-    tokens, rows, seen = (1, 64, TEXT_LENGTH), (1, 2, 2), (1, PICTURE_TOKENS, PICTURE_TOKENS)
+    limit = checkpoint.presets.text_length
+    tokens, rows, seen = (1, 64, limit), (1, 2, 2), (1, PICTURE_TOKENS, PICTURE_TOKENS)
     if graph in ("text_encoder", "image_encoder"):
         return {"batch": (1, 1, 2), "tokens": tokens}
     if graph.startswith("vae"):
         picture = plan.tracks[0]
         grid = {"rows": picture.stop - picture.start, "columns": plan.latent_shape[3]}
         return {"batch": (1, 1, 1), **_ranges(grid, exact)}
-    config = checkpoint.component("transformer").config
-    _, *sides = shapes_of(plan, checkpoint, TEXT_LENGTH).latents
-    patch = config.get("patch_size", (1, 2, 2))
+    _, *sides = shapes_of(plan, checkpoint, limit).latents
+    patch = config_of(checkpoint, "transformer").patch
     names = "frames", "rows", "columns"
     grid = {name: side // p for name, side, p in zip(names, sides, patch, strict=True)}
     sizes = {"batch": rows, "tokens": tokens, "seen": seen, **_ranges(grid, exact)}

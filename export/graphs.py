@@ -1,9 +1,9 @@
 """The graphs of a checkpoint: pure functions of named tensors, each with examples of any size.
 
-Nothing here knows a family. A transformer is asked for `grid`, `rope_tables`, `modulation`,
-`text_context`, `forward` and an `example` of what its text context takes; it has `patch_embedding`
-and `key_multiple`, and in its `config` are `patch_size`, `in_channels` and `rope_max_seq_len`. An
-autoencoder is asked for `decode_first`, `decode_next`, `encode_first` and `encode_next`.
+Nothing here knows a family. A transformer is asked for `grid`, `grid_rope`, `modulation`,
+`text_context`, `forward` and an `example` of what its text context takes; it has `patch_embedding`,
+and in its `config` are `patch` and `in_channels`. Where it pads keys, to `key_multiple`, it is told
+not to. An autoencoder is asked for `decode_first`, `decode_next`, `encode_first` and `encode_next`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import Operations, Rope
+from ..kernels import Operations
 from ..kernels.operations import registered
 from ..runtime.checkpoints.checkpoint import TRANSFORMERS
 from ..runtime.graphs.names import flatten, rebuild
@@ -94,36 +94,19 @@ class TextGraph(nn.Module):
 class StepGraph(nn.Module):
     """A transformer's forward: latents, timesteps and the text's tensors to a prediction in fp32.
 
-    Rotation tables are whole, and cut to the grid inside.
+    `rope`: the rotation tables of a grid.
     """
 
-    def __init__(self, model: Any, like: Any) -> None:
+    def __init__(self, model: Any, like: Any, rope: Callable[..., Any]) -> None:
         super().__init__()
-        self.model, self.like = model, like
+        self.model, self.like, self.rope = model, like, rope
         self.names = tuple(flatten("text", like))
-        limit = model.config.rope_max_seq_len
-        whole = model.rope_tables((limit, limit, limit))
-        self.pairs = whole.pairs
-        sizes = [limit * count for count in whole.pairs]
-        for kind in ("cos", "sin"):
-            for axis, part in enumerate(getattr(whole, kind).split(sizes)):
-                self.register_buffer(f"{kind}{axis}", part.clone(), persistent=False)
 
     def forward(self, latents: Tensor, timesteps: Tensor, *text: Tensor) -> tuple[Tensor]:
         context = rebuild(self.like, "text", dict(zip(self.names, text, strict=True)))
-        rope = self._rope(self.model.grid(latents.shape))
-        modulation = self.model.modulation(timesteps)
+        rope = self.rope(self.model.grid(latents.shape))
+        modulation = self.model.modulation(timesteps, context)
         return (self.model(latents, modulation, context, rope).float(),)
-
-    def _rope(self, grid: tuple[int, int, int]) -> Rope:
-        def cut(kind: str) -> Tensor:
-            parts = (
-                getattr(self, f"{kind}{axis}")[: size * count]
-                for axis, (size, count) in enumerate(zip(grid, self.pairs, strict=True))
-            )
-            return torch.cat(list(parts))
-
-        return Rope(cut("cos"), cut("sin"), grid, self.pairs)
 
 
 def transformer_graphs(
@@ -135,7 +118,7 @@ def transformer_graphs(
     """
     rebind(model, registered())
     model.key_multiple = 1  # any number of keys, as they come
-    patch, device = model.config.patch_size, model.patch_embedding.weight.device
+    patch, device = model.config.patch, model.patch_embedding.weight.device
 
     def seen(sizes: Sizes) -> dict[str, Tensor]:
         return {name: x.to(device) for name, x in model.example(sizes).items()}
@@ -154,11 +137,10 @@ def transformer_graphs(
             context = text.context(seen(sizes))
         return {"latents": latents, "timesteps": timesteps, **flatten("text", context)}
 
-    limit = model.config.rope_max_seq_len
-    most = {"frames": limit, "rows": limit, "columns": limit}
+    rope, most = model.grid_rope()
     own = name.removeprefix("transformer")
     yield Graph(f"text_context{own}", text, seen, tuple(flatten("text", like)))
-    yield Graph(name, StepGraph(model, like), inputs, ("prediction",), most)
+    yield Graph(name, StepGraph(model, like, rope), inputs, ("prediction",), most)
 
 
 # ---- autoencoders --------------------------------------------------------------------------------

@@ -85,8 +85,7 @@ class Components:
     @cached_property
     def operations(self) -> Operations:
         """What the transformer computes with on this device."""
-        config = self.checkpoint.component("transformer").config
-        head_dim = config.get("attention_head_dim", 128)
+        head_dim = opening.config_of(self.checkpoint, "transformer").attention_head_dim
         try:
             return kernels.bind(self.device, self.dtype, head_dim, self.options.backends)
         except (ValueError, RuntimeError) as error:
@@ -216,6 +215,7 @@ class Components:
             self.offload,
             self.text_cache,
             self._graph("text_encoder"),
+            self.checkpoint.presets.text_length,
         )
 
     def _graph(self, name: str) -> Runner | None:

@@ -134,7 +134,8 @@ class Engine(Components):
             return resolve(asked, self.checkpoint, where, dtype)
 
         plan = resolve(request, self.checkpoint, where, dtype)
-        tokens, memory = guess_tokens(request.prompt), devices.memory_bytes(self.device)
+        tokens = guess_tokens(request.prompt, self.checkpoint.presets.text_length)
+        memory = devices.memory_bytes(self.device)
         found = fit(plan, self.checkpoint, self.runner, tokens, memory, settle)
         own = found.choices
         if self.graphs is not None:  # which have neither tiles nor weights that move

@@ -80,7 +80,7 @@ SOUNDS = {
     )
 }
 # Sizes alone, since another library opens them: a function of a ledger, a config.json, tokens and
-# the bytes of an item
+# the bytes of an item, which gives the width of the embeddings
 TEXT_ENCODERS = {"UMT5EncoderModel": "conditioning.text_sizes:umt5"}
 # Pipeline classes: `presets_of(checkpoint)`, what it makes unless told otherwise, and its limits
 PIPELINES = dict.fromkeys(

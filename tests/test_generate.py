@@ -218,6 +218,6 @@ def test_a_plan_says_what_is_needed_and_why(capsys):
     assert {stage["stage"] for stage in found["stages"]} >= {"encode", "denoise", "decode"}
     assert cli.run(["plan", "a red ball bounces"]) == 0
     told = capsys.readouterr().out
-    assert "should take" in told and "both branches share what comes before the text" in told
+    assert "should take" in told and "both branches run in one forward" in told
     assert cli.run(["plan", "a red ball bounces", "--num-frames", "34"]) == 2
     assert "nearest 33" in capsys.readouterr().err

@@ -130,7 +130,7 @@ CONFIGS = [
     ({}, "None is not known"),
     ({**EULER, "shfit": 3}, "no option shfit; known: base_image_seq_len"),
     ({**EULER, "use_beta_sigmas": True}, "use_beta_sigmas=True is not supported; False works"),
-    ({**EULER, "invert_sigmas": True}, "False works"),
+    ({"_class_name": "FlowMatchLCMScheduler", "invert_sigmas": True}, "False works"),
     ({**EULER, "time_shift_type": "cubic"}, "'exponential' or 'linear' works"),
     ({**EULER, "use_karras_sigmas": True, "use_exponential_sigmas": True}, "one works"),
     ({**UNIPC, "prediction_type": "velocity"}, "'epsilon', 'sample', 'v_prediction' or"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import KinemaError
 
-TEXT_LENGTH = 512  # tokens that the published pipelines pad prompts to, and cut them at
+TEXT_LENGTH = 512  # tokens that prompts are cut at, unless a family says otherwise
 PICTURE_TOKENS = 257  # of a picture encoder's sight
 
 
@@ -43,7 +43,8 @@ class Presets:
     first frame, and of its last where `last_frame` ("none", "optional", "needed") lets them, in
     channels beside its own; "control", clips, masks and references. Of two experts the first works
     at timesteps of `boundary_ratio` of the scheduler's range and above. `solver` and `sigmas` take
-    the place of the scheduler's in models distilled for them.
+    the place of the scheduler's in models distilled for them. Prompts are cut at `text_length`
+    tokens.
     """
 
     num_frames: int
@@ -67,6 +68,7 @@ class Presets:
     boundary_ratio: float | None = None
     solver: str | None = None
     sigmas: tuple[float, ...] | None = None
+    text_length: int = TEXT_LENGTH
 
     @property
     def timestep_axes(self) -> tuple[bool, bool, bool]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .. import registry
 from ..checkpoints import foreign
 from ..checkpoints.checkpoint import Component
 from ..checkpoints.presets import TEXT_LENGTH
@@ -26,16 +27,20 @@ SHOWN = 60  # characters of what is cut that a warning quotes
 
 
 class PromptEmbeds(NamedTuple):
-    """Embeddings (B, L, text_dim), zero beyond each row's own tokens; its pads up to 512 (B,)."""
+    """Embeddings (B, L, text_dim), zero beyond each row's own tokens, and its pads up to the
+    length that prompts are cut at (B,)."""
 
     embeds: Tensor
     pad_count: Tensor
 
 
 class TextEncoder(Encoder):
-    """A tokenizer and an encoder, which is read when a prompt comes that is not in the cache."""
+    """A tokenizer and an encoder, which is read when a prompt comes that is not in the cache.
 
-    known = ("UMT5EncoderModel",)
+    Prompts are cut at `limit` tokens.
+    """
+
+    known = tuple(registry.TEXT_ENCODERS)
     blocks = ("encoder.block",)
 
     def __init__(
@@ -47,10 +52,11 @@ class TextEncoder(Encoder):
         offload: Offload | None = None,
         cache: EmbeddingCache | None = None,
         graph: Runner | None = None,
+        limit: int = TEXT_LENGTH,
     ) -> None:
         super().__init__(encoder, device, dtype, offload, graph)
         self.tokenizer = foreign.open_helper(tokenizer, "AutoTokenizer", trust_remote_code=False)
-        self.cache = EmbeddingCache() if cache is None else cache
+        self.cache, self.limit = EmbeddingCache() if cache is None else cache, limit
         kind = "" if graph is None else " graph"
         self.identity = f"{foreign.fingerprint(encoder)} {dtype} {device.type}{kind}"
 
@@ -67,7 +73,7 @@ class TextEncoder(Encoder):
                 self.cache.put(self._key(row), embeds)
                 found[row] = embeds
         embeds = [found[row].to(self.device) for row in rows]
-        pad_count = torch.tensor([TEXT_LENGTH - len(row) for row in rows], device=self.device)
+        pad_count = torch.tensor([self.limit - len(row) for row in rows], device=self.device)
         return PromptEmbeds(pad_sequence(embeds, batch_first=True), pad_count)
 
     def warnings(self, prompt: str) -> list[str]:
@@ -77,10 +83,10 @@ class TextEncoder(Encoder):
         notes = []
         if self.tokenizer.is_fast and (unknown := _unknown_words(self.tokenizer, tokens, text)):
             notes.append(f"the model has never seen: {', '.join(unknown)}")
-        if (count := len(tokens.input_ids)) > TEXT_LENGTH:
+        if (count := len(tokens.input_ids)) > self.limit:
             cut = self._cut(text)
             notes.append(
-                f"the prompt has {count} tokens; those after {TEXT_LENGTH} are cut"
+                f"the prompt has {count} tokens; those after {self.limit} are cut"
                 + (f": {cut!r}" if cut else "")
             )
         return notes
@@ -90,13 +96,13 @@ class TextEncoder(Encoder):
         if not self.tokenizer.is_fast:
             return ""
         kept = self.tokenizer(
-            text, truncation=True, max_length=TEXT_LENGTH, return_offsets_mapping=True
+            text, truncation=True, max_length=self.limit, return_offsets_mapping=True
         )
         rest = text[max(stop for _, stop in kept.offset_mapping) :].strip()
         return rest if len(rest) <= SHOWN else f"{rest[:SHOWN].rstrip()}..."
 
     def _tokens(self, prompt: str) -> tuple[int, ...]:
-        tokens = self.tokenizer(clean(prompt), truncation=True, max_length=TEXT_LENGTH)
+        tokens = self.tokenizer(clean(prompt), truncation=True, max_length=self.limit)
         return tuple(tokens.input_ids)
 
     def _key(self, tokens: tuple[int, ...]) -> str:

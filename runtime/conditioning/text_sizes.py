@@ -8,8 +8,8 @@ from typing import Any
 from ..ledger import FP32, Ledger, Size
 
 
-def umt5(ledger: Ledger, config: Mapping[str, Any], tokens: int, item: int) -> None:
-    """`UMT5EncoderModel`, one prompt."""
+def umt5(ledger: Ledger, config: Mapping[str, Any], tokens: int, item: int) -> int:
+    """`UMT5EncoderModel`, one prompt; gives the width of its embeddings."""
     dim, heads, inner = config["d_model"], config["num_heads"], config["d_kv"]
     gated = "gated" in config.get("feed_forward_proj", "relu")
 
@@ -37,3 +37,4 @@ def umt5(ledger: Ledger, config: Mapping[str, Any], tokens: int, item: int) -> N
         x = ledger.each(x, attention(norm(x)))
         x = ledger.each(x, feed_forward(norm(x)))
     norm(x)
+    return dim

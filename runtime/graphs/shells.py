@@ -61,7 +61,7 @@ class TransformerGraphs(nn.Module):
         if timesteps.dim() == 1:
             timesteps = timesteps[:, None, None, None]
         shape = [len(timesteps)]
-        for axis, (patch, length) in enumerate(zip(self.config.patch_size, sides, strict=True), 1):
+        for axis, (patch, length) in enumerate(zip(self.config.patch, sides, strict=True), 1):
             if timesteps.shape[axis] > 1:
                 timesteps = timesteps.index_select(
                     axis, torch.arange(0, length, patch, device=timesteps.device)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...kernels import Operations
+from ...kernels import Operations, Rope
 
 
 class Sizes(NamedTuple):
@@ -21,6 +21,28 @@ class Sizes(NamedTuple):
     columns: int = 5
     tokens: int = 7
     seen: int = 6
+
+
+class CutTables(nn.Module):
+    """Rotation tables of every grid up to a whole one, whose axes have channels of their own."""
+
+    def __init__(self, whole: Rope) -> None:
+        super().__init__()
+        self.pairs = whole.pairs
+        sizes = [length * count for length, count in zip(whole.grid, whole.pairs, strict=True)]
+        for kind in ("cos", "sin"):
+            for axis, part in enumerate(getattr(whole, kind).split(sizes)):
+                self.register_buffer(f"{kind}{axis}", part.clone(), persistent=False)
+
+    def forward(self, grid: tuple[int, int, int]) -> Rope:
+        def cut(kind: str) -> Tensor:
+            parts = (
+                getattr(self, f"{kind}{axis}")[: size * count]
+                for axis, (size, count) in enumerate(zip(grid, self.pairs, strict=True))
+            )
+            return torch.cat(list(parts))
+
+        return Rope(cut("cos"), cut("sin"), grid, self.pairs)
 
 
 class LinearGelu(nn.Linear):

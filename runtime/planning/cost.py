@@ -169,9 +169,9 @@ def _count(plan: Plan, checkpoint: Checkpoint, runner: Runner, text_tokens: int)
     return Cost(tuple(stages), weights)
 
 
-def guess_tokens(prompt: str) -> int:
-    """About how many tokens a prompt has, without its tokenizer."""
-    return min(TEXT_LENGTH, 4 * (1 + len(prompt) // 12))
+def guess_tokens(prompt: str, limit: int = TEXT_LENGTH) -> int:
+    """About how many tokens a prompt that is cut at `limit` has, without its tokenizer."""
+    return min(limit, 4 * (1 + len(prompt) // 12))
 
 
 # ---- stages --------------------------------------------------------------------------------------
@@ -189,9 +189,9 @@ def _encode(checkpoint: Checkpoint, plan: Plan, runner: Runner, tokens: int) -> 
     component, item = checkpoint.component("text_encoder"), ITEMS[plan.dtype]
     ledger, rows = runner.ledger(), _rows(plan)
     encode = registry.at(registry.row(registry.TEXT_ENCODERS, component.class_name, "text_encoder"))
-    for length in (tokens, 1)[:rows]:
-        encode(ledger, component.config, length, item)
-    return ledger.take(), rows * tokens * component.config["d_model"] * item
+    lengths = (tokens, 1)[:rows]
+    width = max(encode(ledger, component.config, length, item) for length in lengths)
+    return ledger.take(), rows * tokens * width * item
 
 
 def _shown(checkpoint: Checkpoint, plan: Plan, runner: Runner) -> Counted:

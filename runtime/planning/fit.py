@@ -124,7 +124,7 @@ _NAMES = {
     "sound": "decoding the sound",
 }
 REASONS = {
-    "guidance": "both branches share what comes before the text",
+    "guidance": "both branches run in one forward",
     "tile": "frames are decoded whole",
     "offload": "all weights stay on the device",
 }

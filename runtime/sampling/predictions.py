@@ -37,7 +37,10 @@ def clean_weights(schedule: Schedule, prediction_type: str) -> list[tuple[float,
             f"prediction_type {prediction_type!r} does not go with {schedule.noise!r} sigmas;"
             f" {works} does, and sample"
         )
-    return [_clean_weights(start, prediction_type) for start in schedule.starts]
+    weights = [_clean_weights(start, prediction_type) for start in schedule.starts]
+    if flow and schedule.inverted:
+        weights = [(of_latents, -of_prediction) for of_latents, of_prediction in weights]
+    return weights
 
 
 def _clean_weights(start: Level, prediction_type: str) -> tuple[float, float]:

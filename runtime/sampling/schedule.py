@@ -50,14 +50,17 @@ def from_sigmas(
     sigmas: Sequence[float],
     timesteps: Sequence[float] | None = None,
     num_train_timesteps: int = 1000,
+    inverted: bool = False,
 ) -> Schedule:
     """Flow sigmas as they stand, as those of distilled models; a final 0 may be left out.
 
-    The model is told `timesteps`, by default sigmas times `num_train_timesteps`.
+    The model is told `timesteps`, by default sigmas times `num_train_timesteps`; of an `inverted`
+    flow (see `Schedule`) what is left of 1 times that.
     """
     table = torch.tensor([*falling("sigmas", sigmas, 1.0), 0.0])
     if timesteps is None:
-        return Schedule(table, table[:-1] * num_train_timesteps, num_train_timesteps)
+        told = (1 - table[:-1] if inverted else table[:-1]) * num_train_timesteps
+        return Schedule(table, told, num_train_timesteps, inverted=inverted)
     told = torch.tensor(falling("timesteps", timesteps, num_train_timesteps))
     return Schedule(table, told, num_train_timesteps)
 

@@ -107,7 +107,6 @@ SHIFTED = {
     "use_beta_sigmas": False,
 }
 SHIFTED_CHOICES = {
-    "invert_sigmas": (False,),
     "use_beta_sigmas": (False,),
     "time_shift_type": ("exponential", "linear"),
 }
@@ -185,7 +184,7 @@ FORMATS = {
         table=tables.flow_match,
         solver=_named("lcm"),
         options={**SHIFTED, "scale_factors": None},
-        choices={**SHIFTED_CHOICES, "scale_factors": (None,)},
+        choices={**SHIFTED_CHOICES, "invert_sigmas": (False,), "scale_factors": (None,)},
         unused=frozenset({"upscale_mode"}),
         lists=frozenset({"sigmas", "timesteps"}),
         check=_one_curve,

@@ -47,7 +47,8 @@ class Schedule:
     `noise`: "flow", latents are (1 - sigma) clean + sigma noise; "ve", clean + sigma noise; "vp",
     that divided by sqrt(1 + sigma^2), so an infinite sigma is noise alone. `targets`
     (num_predictions,) are the sigmas that steps lead to where they are not the next ones.
-    Noise of standard deviation 1 is multiplied by `initial_scale` to start from.
+    Noise of standard deviation 1 is multiplied by `initial_scale` to start from. Of an `inverted`
+    flow the model is told how clean latents are, 1 - sigma, and predicts clean minus noise.
     """
 
     sigmas: Tensor
@@ -56,6 +57,7 @@ class Schedule:
     noise: str = "flow"
     targets: Tensor | None = None
     initial_scale: float = 1.0
+    inverted: bool = False
 
     def __post_init__(self) -> None:
         if len(self.sigmas) != len(self.timesteps) + 1:
@@ -107,7 +109,8 @@ class Schedule:
         if self.noise != "flow":
             raise UsageError(f"a shift of {shift:g} needs flow sigmas; these are {self.noise!r}")
         sigmas = shift_sigmas(self.sigmas.double(), shift)
-        timesteps = (sigmas[:-1] * self.num_train_timesteps).to(self.timesteps.dtype)
+        told = 1 - sigmas[:-1] if self.inverted else sigmas[:-1]
+        timesteps = (told * self.num_train_timesteps).to(self.timesteps.dtype)
         return replace(self, sigmas=sigmas.float(), timesteps=timesteps)
 
     def doubled(self) -> Schedule:

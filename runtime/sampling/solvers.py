@@ -59,7 +59,7 @@ def _build(
     generator: torch.Generator | None = None,
 ) -> Solver:
     if name == "euler" and schedule.noise == "flow" and prediction_type == "flow_prediction":
-        return euler(schedule.sigmas)
+        return euler(1 - schedule.sigmas if schedule.inverted else schedule.sigmas)
     settings = dict(settings)
     weights = clean_weights(schedule, prediction_type)
     if "timestep_scaling" in settings:

@@ -59,7 +59,11 @@ def flow_match(options: Options, wanted: Wanted) -> Schedule:
         sigmas = _exponential(sigmas[-1].item(), sigmas[0].item(), wanted.count)
     sigmas = torch.from_numpy(sigmas).float()
     timesteps = sigmas * num_train if told is None else torch.from_numpy(told)
-    return Schedule(torch.cat([sigmas, torch.zeros(1)]), timesteps, num_train)
+    inverted = bool(options.get("invert_sigmas"))
+    if inverted:
+        timesteps = (1 - sigmas) * num_train
+    table = torch.cat([sigmas, torch.zeros(1)])
+    return Schedule(table, timesteps, num_train, inverted=inverted)
 
 
 def unipc(options: Options, wanted: Wanted) -> Schedule:

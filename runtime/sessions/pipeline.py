@@ -89,7 +89,7 @@ def table_of(plan: Plan, config: Mapping[str, Any]) -> Schedule:
     """The sigmas of a plan, else those of a scheduler config for as many steps."""
     if plan.sigmas is None:
         return schedule.from_config(config, plan.num_inference_steps, solver=plan.solver)
-    table = schedule.from_sigmas(plan.sigmas)
+    table = schedule.from_sigmas(plan.sigmas, inverted=bool(config.get("invert_sigmas")))
     return table.doubled() if plan.solver in LOOK_AHEAD else table
 
 

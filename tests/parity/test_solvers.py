@@ -138,6 +138,35 @@ def test_flow_sigmas_on_a_curve_from_pure_noise():
     assert torch.equal(table.timesteps, reference.timesteps)
 
 
+@pytest.mark.parametrize("options", [{"shift": 3.0}, {"shift": 3.0, **KARRAS}])
+@pytest.mark.parametrize("num_steps", [1, 2, 7])
+def test_an_inverted_flow(options, num_steps):
+    """The model is told how clean latents are; the reference's sigmas are 1 minus ours."""
+    reference, config = open_both(EULER, {**options, "invert_sigmas": True})
+    reference.set_timesteps(num_steps)
+    table = schedule.from_config(config, num_steps)
+    assert torch.equal(table.timesteps, reference.timesteps)
+    assert torch.equal(1 - table.sigmas, reference.sigmas)
+    wanted = reference_run(reference, start(), None)
+    found = our_run(table, solvers.from_config(config)(table, torch.Generator()), start())
+    assert_equal(found, wanted, table, start())
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpm++2m", "unipc"])
+def test_an_inverted_flow_has_every_solver(solver):
+    """Told one minus sigma, and asked for clean minus noise, a model is stepped alike."""
+    plain = schedule.from_config({"_class_name": EULER, "shift": 3.0}, 7, solver=solver)
+    config = {"_class_name": EULER, "shift": 3.0, "invert_sigmas": True}
+    table = schedule.from_config(config, 7, solver=solver)
+    steps = [solvers.from_config(config, solver)(one, torch.Generator()) for one in (plain, table)]
+    x, y, past, history = start(), start(), (), ()
+    for step in range(len(table)):
+        assert abs(table.timesteps[step] + plain.timesteps[step] - 1000) < 1e-3
+        x, past = steps[0](x, model(x, plain.timesteps[step]), step, past)
+        y, history = steps[1](y, -model(y, 1000 - table.timesteps[step]), step, history)
+        assert (x - y).abs().max() < TOLERANCE * x.square().mean().sqrt()
+
+
 def test_every_class_has_a_case():
     assert {name for name, _ in CASES} == set(FORMATS)
 

@@ -90,6 +90,11 @@ class WanConfig(ComponentConfig):
         """Width d of the residual stream."""
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latents of a token along frames, rows and columns."""
+        return self.patch_size
+
     def weight_table(self) -> weights.WeightTable:
         """How this configuration's published weights become native ones."""
         layouts = {"patch_embedding": as_rows(self.dim, self.in_channels, self.patch_size)}

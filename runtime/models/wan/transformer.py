@@ -23,7 +23,7 @@ from ...checkpoints import weights
 from ...checkpoints.presets import TEXT_LENGTH
 from ...errors import UsageError
 from .. import batching
-from ..layers import Sizes, sinusoidal_embedding
+from ..layers import CutTables, Sizes, sinusoidal_embedding
 from .blocks import ImageEmbedder, TextContext, WanBlock, join_texts, keys_values
 from .config import WanConfig
 from .sizes import KEY_MULTIPLE
@@ -137,8 +137,15 @@ class WanTransformer(nn.Module):
         pairs = (head_dim // 2 - 2 * (head_dim // 6), head_dim // 6, head_dim // 6)
         return kernels.rope_tables(grid, pairs, device=device)
 
-    def modulation(self, timesteps: Tensor) -> Modulation:
-        """Modulation vectors of timesteps of any shape (...,), in one product for all of them."""
+    def grid_rope(self) -> tuple[CutTables, dict[str, int]]:
+        """Rotation tables of any grid, and the most of its `Sizes`, for exporting."""
+        most = self.config.rope_max_seq_len
+        limits = {"frames": most, "rows": most, "columns": most}
+        return CutTables(self.rope_tables((most, most, most))), limits
+
+    def modulation(self, timesteps: Tensor, text: Any = None) -> Modulation:
+        """Modulation vectors of timesteps of any shape (...,), in one product for all of them,
+        whatever the text."""
         with _without_autocast(timesteps.device.type):
             hidden = sinusoidal_embedding(timesteps, self.config.freq_dim)
             embedding = self.time_embedder(hidden).to(self.time_proj.weight.dtype)
