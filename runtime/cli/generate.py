@@ -12,16 +12,9 @@ from ..errors import Cancelled, UsageError
 from ..planning.fit import gb
 from .app import Debug, Json, app
 from .console import print_json, progress, say, table
-from .marks import (
-    MarkKey,
-    NoInvisibleMark,
-    NoManifest,
-    SignChain,
-    SignKey,
-    TellPrompt,
-    provenance_of,
-)
-from .options import Asked, asking
+from .groups import grouped
+from .marks import Marks
+from .options import Options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +27,10 @@ if TYPE_CHECKING:
 
 
 @app.command()
-@asking
+@grouped
 def generate(
-    asked: Asked,
+    options: Options,
+    *,
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="The MP4 to write.")
     ],
@@ -51,15 +45,10 @@ def generate(
         bool,
         typer.Option("--keep-latents", help="Keep the finished run, to decode it again."),
     ] = False,
-    no_manifest: NoManifest = False,
-    no_invisible_mark: NoInvisibleMark = False,
+    marks: Marks,
     visible_mark: Annotated[
         bool, typer.Option("--visible-mark", help='Show a small moving mark: "AI generated".')
     ] = False,
-    tell_prompt: TellPrompt = False,
-    sign_key: SignKey = None,
-    sign_chain: SignChain = None,
-    mark_key: MarkKey = None,
     as_json: Json = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     debug: Debug = False,
@@ -70,7 +59,8 @@ def generate(
 
     if save_every is not None and save_every < 1:
         raise UsageError(f"--save-every is {save_every}; it must be 1 step or more")
-    started, path = time.perf_counter(), check_target(output, overwrite=force)
+    started, asked = time.perf_counter(), options.read()
+    path = check_target(output, overwrite=force)
     if resume is None:
         request = asked.request()
         # What cannot run is refused here, before torch is imported and weights are read.
@@ -79,15 +69,7 @@ def generate(
         if asked.prompt is not None:
             raise UsageError(f"--resume {resume} has its own prompt; leave {asked.prompt!r} out")
         announcement = f"going on with {resume}, model {asked.checkpoint.name}"
-    provenance = provenance_of(
-        no_manifest=no_manifest,
-        no_invisible_mark=no_invisible_mark,
-        visible=visible_mark,
-        tell_prompt=tell_prompt,
-        sign_key=sign_key,
-        sign_chain=sign_chain,
-        mark_key=mark_key,
-    )
+    provenance = marks.provenance(visible_mark)
     run = Run(path.with_suffix(".kinema"), save_every, keep_latents, provenance)
     with progress(announcement) as show:
         engine = asked.load()
@@ -103,12 +85,13 @@ def generate(
 
 
 @app.command()
-@asking
-def plan(asked: Asked, as_json: Json = False, debug: Debug = False) -> None:
+@grouped
+def plan(options: Options, as_json: Json = False, debug: Debug = False) -> None:
     """Say what a video of PROMPT needs, how it will run, and why.
 
     Nothing is made.
     """
+    asked = options.read()
     engine, request = asked.load(), asked.request()
     found, stages = engine.plan(request), engine.costs(request)
     if as_json:

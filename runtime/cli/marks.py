@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,19 +14,6 @@ from ..files import reason_of
 if TYPE_CHECKING:
     from ..provenance.marking import Provenance
 
-NoManifest = Annotated[
-    bool, typer.Option("--no-manifest", help="Write no signed statement of how it was made.")
-]
-NoInvisibleMark = Annotated[
-    bool, typer.Option("--no-invisible-mark", help="Leave the marks in picture and sound out.")
-]
-TellPrompt = Annotated[
-    bool,
-    typer.Option(
-        "--tell-prompt",
-        help="Sign the prompt itself, not its hash; the file's comment tells it either way.",
-    ),
-]
 SignKey = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Who signs: a private key in PEM; else $KINEMA_SIGN_KEY."),
@@ -41,29 +29,41 @@ MarkKey = Annotated[
 LEAST_KEY_BYTES = 16
 
 
-def provenance_of(
-    *,
-    no_manifest: bool,
-    no_invisible_mark: bool,
-    visible: bool,
-    tell_prompt: bool,
-    sign_key: str | None,
-    sign_chain: str | None,
-    mark_key: str | None,
-) -> Provenance:
-    """What the options say of files to be written; a key that cannot sign is refused here."""
-    from ..provenance import keys
-    from ..provenance.marking import Provenance
+@dataclass(frozen=True)
+class Marks:
+    """What files to be written say of where they come from, a visible mark apart."""
 
-    signs = bool(sign_key or sign_chain) or not no_manifest
-    return Provenance(
-        manifest=not no_manifest,
-        invisible=not no_invisible_mark,
-        visible=visible,
-        tell_prompt=tell_prompt,
-        identity=keys.opened(sign_key, sign_chain) if signs else None,
-        mark_key=read_mark_key(mark_key),
-    ).ready()
+    no_manifest: Annotated[
+        bool, typer.Option("--no-manifest", help="Write no signed statement of how it was made.")
+    ] = False
+    no_invisible_mark: Annotated[
+        bool, typer.Option("--no-invisible-mark", help="Leave the marks in picture and sound out.")
+    ] = False
+    tell_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--tell-prompt",
+            help="Sign the prompt itself, not its hash; the file's comment tells it either way.",
+        ),
+    ] = False
+    sign_key: SignKey = None
+    sign_chain: SignChain = None
+    mark_key: MarkKey = None
+
+    def provenance(self, visible: bool) -> Provenance:
+        """The same for the library; a key that cannot sign is refused here."""
+        from ..provenance import keys
+        from ..provenance.marking import Provenance
+
+        signs = bool(self.sign_key or self.sign_chain) or not self.no_manifest
+        return Provenance(
+            manifest=not self.no_manifest,
+            invisible=not self.no_invisible_mark,
+            visible=visible,
+            tell_prompt=self.tell_prompt,
+            identity=keys.opened(self.sign_key, self.sign_chain) if signs else None,
+            mark_key=read_mark_key(self.mark_key),
+        ).ready()
 
 
 def read_mark_key(file: str | None) -> bytes | None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,169 +44,153 @@ class Asked:
         return engine
 
 
-def ask(
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show.")] = None,
+@dataclass(frozen=True)
+class Options:
+    """A line of options; `read` says what it asks for."""
+
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show.")] = None
     model: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE", help="A folder or a hub id; the embedded model if not given."
         ),
-    ] = None,
+    ] = None
     base: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE", help="With a transformer alone as --model: where all else comes from."
         ),
-    ] = None,
+    ] = None
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH[:WEIGHT]", help="A LoRA, with its weight; may be repeated."),
-    ] = None,
+    ] = None
     seconds: Annotated[
         float | None, typer.Option(help="Length: the fewest frames that last so long.")
-    ] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 64x64.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same video.")] = Request.seed,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    ] = None
+    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 64x64.")] = None
+    fps: Annotated[float | None, typer.Option(help="Frames a second.")] = None
+    seed: Annotated[int, typer.Option(help="Same seed, same video.")] = Request.seed
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")
-    ] = None,
+    ] = None
     guidance_scale_2: Annotated[
         float | None, typer.Option(help="The same for the second of two experts.")
-    ] = None,
+    ] = None
     guidance_rescale: Annotated[
         float, typer.Option(help="0 to 1: how far contrast is brought back to that without it.")
-    ] = PLAIN.rescale,
+    ] = PLAIN.rescale
     guidance_interval: Annotated[
         str | None, typer.Option(metavar="A,B", help="Guide only from part A of the steps to B.")
-    ] = None,
+    ] = None
     zero_star: Annotated[
         bool, typer.Option("--zero-star", help="CFG-Zero*: scale the negative branch to fit.")
-    ] = False,
-    negative_prompt: Annotated[
-        str, typer.Option(help="What to steer away from.")
-    ] = Request.negative_prompt,
+    ] = False
+    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = (
+        Request.negative_prompt
+    )
     solver: Annotated[
         str | None,
         typer.Option(help="unipc, dpm++2m, euler, ...; the checkpoint's own if not given."),
-    ] = None,
+    ] = None
     sigmas: Annotated[
         str | None,
         typer.Option(
             metavar="S,S,...", help="Noise levels to step through, as distilled models have."
         ),
-    ] = None,
-    image: Annotated[str | None, typer.Option(metavar="FILE", help="The first frame.")] = None,
-    last_image: Annotated[str | None, typer.Option(metavar="FILE", help="The last frame.")] = None,
+    ] = None
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="The first frame.")] = None
+    last_image: Annotated[str | None, typer.Option(metavar="FILE", help="The last frame.")] = None
     clip: Annotated[
         str | None, typer.Option(metavar="FILE", help="A video to keep, or to be guided by.")
-    ] = None,
+    ] = None
     mask: Annotated[
         str | None,
         typer.Option(
             metavar="FILE", help="With --clip: white where it is made anew; 1: all of it."
         ),
-    ] = None,
+    ] = None
     reference: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="A picture of how things look; may be repeated."),
-    ] = None,
-    strength: Annotated[
-        float, typer.Option(help="How much --clip and --reference are heeded.")
-    ] = 1.0,
+    ] = None
+    strength: Annotated[float, typer.Option(help="How much --clip and --reference are heeded.")] = (
+        1.0
+    )
     adjust: Annotated[
         bool, typer.Option("--adjust", help="Take the nearest size and length that fit.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
+    ] = False
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None
     backend: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OP=NAME", help="Such as attention=triton; kinema kernels list names them."
         ),
-    ] = None,
+    ] = None
     executor: Annotated[
         str | None,
         typer.Option(
             help="eager, packed (a CPU's default), compiled, graph; onnx, tensorrt, aoti."
         ),
-    ] = None,
+    ] = None
     offload: Annotated[
         str | None,
         typer.Option(
             help="Where idle weights are: none (on the device), model or block; as they fit if not."
         ),
-    ] = None,
+    ] = None
     tile: Annotated[
         str | None, typer.Option(metavar="WxH", help="Code pictures in tiles, such as 512x512.")
-    ] = None,
+    ] = None
     two_passes: Annotated[
         bool, typer.Option("--two-passes", help="One branch of guidance after the other.")
-    ] = False,
+    ] = False
     engines: Annotated[
         str | None, typer.Option(metavar="DIR", help="What kinema export wrote of this model.")
-    ] = None,
+    ] = None
     text_cache: Annotated[
         str | None, typer.Option(metavar="DIR", help="Keep what prompts are encoded to.")
-    ] = None,
-) -> Asked:
-    """What these options ask for. Opens the checkpoint; no weight is read."""
-    from ..checkpoints.checkpoint import open_checkpoint
+    ] = None
 
-    width, height = parse_size(size)
-    tile_width, tile_height = parse_size(tile, "--tile")
-    fields = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "num_frames": num_frames,
-        "seconds": seconds,
-        "height": height,
-        "width": width,
-        "fps": fps,
-        "seed": seed,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "guidance_scale_2": guidance_scale_2,
-        "guidance": guidance(guidance_rescale, guidance_interval, zero_star),
-        "solver": solver,
-        "sigmas": parse_numbers("--sigmas", sigmas),
-        "image": image,
-        "last_image": last_image,
-        "conditions": conditions(clip, mask, reference or [], strength),
-        "adjust": adjust,
-    }
-    run_by = {
-        "device": device,
-        "dtype": dtype,
-        "backends": dict(parse_pair("--backend", text) for text in backend or ()),
-        "executor": executor,
-        "engines": engines,
-        "offload": offload,
-        "tile": None if tile is None else (tile_height, tile_width),
-        "two_passes": two_passes,
-        "text_cache": text_cache,
-    }
-    loras = [parse_lora(text) for text in lora or ()]
-    return Asked(open_checkpoint(model, base), fields, run_by, loras)
+    def read(self) -> Asked:
+        """What these options ask for. Opens the checkpoint; no weight is read."""
+        from ..checkpoints.checkpoint import open_checkpoint
 
-
-def asking(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes what is asked for, as one that takes the options of `ask` before its
-    own: Typer reads options off a signature."""
-    shared = inspect.signature(ask, eval_str=True).parameters
-    own = inspect.signature(command, eval_str=True).parameters
-    _asked, *others = own.values()
-
-    @wraps(command)
-    def run(**options: Any) -> None:
-        mine = {name: options.pop(name) for name in shared}
-        command(ask(**mine), **options)
-
-    by_name = inspect.Parameter.KEYWORD_ONLY
-    every = [parameter.replace(kind=by_name) for parameter in (*shared.values(), *others)]
-    run.__signature__ = inspect.Signature(every)  # pyright: ignore[reportAttributeAccessIssue]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
-    del run.__wrapped__
-    return run
+        width, height = parse_size(self.size)
+        tile_width, tile_height = parse_size(self.tile, "--tile")
+        fields = {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "num_frames": self.num_frames,
+            "seconds": self.seconds,
+            "height": height,
+            "width": width,
+            "fps": self.fps,
+            "seed": self.seed,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "guidance_scale_2": self.guidance_scale_2,
+            "guidance": guidance(self.guidance_rescale, self.guidance_interval, self.zero_star),
+            "solver": self.solver,
+            "sigmas": parse_numbers("--sigmas", self.sigmas),
+            "image": self.image,
+            "last_image": self.last_image,
+            "conditions": conditions(self.clip, self.mask, self.reference or [], self.strength),
+            "adjust": self.adjust,
+        }
+        run_by = {
+            "device": self.device,
+            "dtype": self.dtype,
+            "backends": dict(parse_pair("--backend", text) for text in self.backend or ()),
+            "executor": self.executor,
+            "engines": self.engines,
+            "offload": self.offload,
+            "tile": None if self.tile is None else (tile_height, tile_width),
+            "two_passes": self.two_passes,
+            "text_cache": self.text_cache,
+        }
+        loras = [parse_lora(text) for text in self.lora or ()]
+        return Asked(open_checkpoint(self.model, self.base), fields, run_by, loras)

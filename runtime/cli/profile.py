@@ -15,7 +15,8 @@ from ..files import reason_of
 from .app import Debug, app
 from .arguments import parse_size
 from .console import say
-from .options import Asked, asking
+from .groups import grouped
+from .options import Asked, Options
 
 if TYPE_CHECKING:
     from ..requests.request import Request
@@ -24,9 +25,9 @@ Part = TypeVar("Part")
 
 
 @app.command()
-@asking
+@grouped
 def profile(
-    asked: Asked,
+    options: Options,
     request: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +67,7 @@ def profile(
     """
     from ..profiling.report import check_target
 
+    asked = options.read()
     for path, suffix in ((json_file, ".json"), (html, ".html"), (trace, ".json")):
         if path is not None:
             check_target(path, (suffix,))

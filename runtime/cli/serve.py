@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,23 +16,99 @@ from ..files import reason_of
 from ..serve.limits import Limits
 from .app import Debug, app
 from .console import say
-from .marks import (
-    MarkKey,
-    NoInvisibleMark,
-    NoManifest,
-    SignChain,
-    SignKey,
-    TellPrompt,
-    provenance_of,
-)
+from .groups import grouped
+from .marks import Marks
+
+if TYPE_CHECKING:
+    from ..provenance.marking import Provenance
+    from ..serve.settings import Settings
 
 HOST, PORT, DATA = "127.0.0.1", 8000, "kinema-data"
 STOP_SECONDS = 10  # that answers under way may still take after SIGTERM
 MB = 1_000_000
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What a server keeps, for how long, and how much of whom it takes."""
+
+    data: Annotated[str, typer.Option(metavar="DIR", help="Where videos are kept.")] = DATA
+    database_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="postgresql://...; SQLite in --data if not given."),
+    ] = None
+    api_key_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Who may ask: a key a line.")
+    ] = None
+    at_once: Annotated[int, typer.Option(metavar="N", min=1, help="Videos that take turns.")] = 4
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            metavar="HOURS", help="Delete videos so long after their end; kept if not given."
+        ),
+    ] = None
+    quota: Annotated[
+        float | None, typer.Option(metavar="GB", help="What videos may take on the disk.")
+    ] = None
+    save_every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How much work a kill may cost.")
+    ] = 5.0
+    requests_per_minute: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of each key; any number if not given.")
+    ] = Limits.requests_per_minute
+    max_queued: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Videos of one key that wait; more get 429.")
+    ] = Limits.max_queued
+    max_running: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Videos of one key that take turns.")
+    ] = Limits.max_running
+    max_body: Annotated[
+        float, typer.Option(metavar="MB", min=0.001, help="Of a request; more gets 413.")
+    ] = round(Limits.max_body_bytes / MB)
+    max_starts: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Starts of a video that may end in a crash.")
+    ] = 3
+    moderation: Annotated[
+        str,
+        typer.Option(metavar="LEVEL", help="Prompts refused by a word list: off, minors, strict."),
+    ] = "minors"
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Fetch from, and call, private addresses too."),
+    ] = False
+
+    def settings(self, aliases: dict[str, str], provenance: Provenance) -> Settings:
+        """The same for the server. Raises `UsageError` for a package that serving lacks."""
+        try:
+            from ..serve.settings import Settings
+        except ImportError as error:
+            raise _missing(error) from None
+        return Settings(
+            data=Path(self.data).expanduser(),
+            database_url=self.database_url,
+            key_file=None if self.api_key_file is None else Path(self.api_key_file).expanduser(),
+            aliases=aliases,
+            at_once=self.at_once,
+            save_seconds=self.save_every,
+            keep_seconds=None if self.keep is None else int(self.keep * 3600),
+            quota_bytes=None if self.quota is None else int(self.quota * 1e9),
+            max_starts=self.max_starts,
+            moderation=self.moderation,
+            provenance=provenance,
+            allow_private=self.allow_private,
+            limits=Limits(
+                requests_per_minute=self.requests_per_minute,
+                max_queued=self.max_queued,
+                max_running=self.max_running,
+                max_body_bytes=round(self.max_body * MB),
+            ),
+        )
+
+
 @app.command()
+@grouped
 def serve(
+    *,
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SOURCE", help="A model; may be repeated, the first is sora-2."),
@@ -49,58 +126,10 @@ def serve(
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="Its port; 0 takes a free one.")
     ] = PORT,
-    data: Annotated[str, typer.Option(metavar="DIR", help="Where videos are kept.")] = DATA,
-    database_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="postgresql://...; SQLite in --data if not given."),
-    ] = None,
-    api_key_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Who may ask: a key a line.")
-    ] = None,
-    at_once: Annotated[int, typer.Option(metavar="N", min=1, help="Videos that take turns.")] = 4,
-    keep: Annotated[
-        float | None,
-        typer.Option(
-            metavar="HOURS", help="Delete videos so long after their end; kept if not given."
-        ),
-    ] = None,
-    quota: Annotated[
-        float | None, typer.Option(metavar="GB", help="What videos may take on the disk.")
-    ] = None,
-    save_every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="How much work a kill may cost.")
-    ] = 5.0,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of each key; any number if not given.")
-    ] = Limits.requests_per_minute,
-    max_queued: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Videos of one key that wait; more get 429.")
-    ] = Limits.max_queued,
-    max_running: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Videos of one key that take turns.")
-    ] = Limits.max_running,
-    max_body: Annotated[
-        float, typer.Option(metavar="MB", min=0.001, help="Of a request; more gets 413.")
-    ] = round(Limits.max_body_bytes / MB),
-    max_starts: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Starts of a video that may end in a crash.")
-    ] = 3,
-    moderation: Annotated[
-        str,
-        typer.Option(metavar="LEVEL", help="Prompts refused by a word list: off, minors, strict."),
-    ] = "minors",
-    no_manifest: NoManifest = False,
-    no_invisible_mark: NoInvisibleMark = False,
+    serving: Serving,
+    marks: Marks,
     no_visible_mark: Annotated[
         bool, typer.Option("--no-visible-mark", help='Leave the mark "AI generated" out.')
-    ] = False,
-    tell_prompt: TellPrompt = False,
-    sign_key: SignKey = None,
-    sign_chain: SignChain = None,
-    mark_key: MarkKey = None,
-    allow_private: Annotated[
-        bool,
-        typer.Option("--allow-private", help="Fetch from, and call, private addresses too."),
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
@@ -110,43 +139,15 @@ def serve(
 
     The official client works with base_url=http://HOST:PORT/v1.
     """
-    if api_key_file is None and not _is_own(host):
+    if serving.api_key_file is None and not _is_own(host):
         raise UsageError(
             f"--host {host} can be reached from elsewhere: --api-key-file is needed, or {HOST}"
         )
-    sources = _pairs("--model", model, "NAME=SOURCE")
-    try:
-        from ..serve.settings import Settings
-    except ImportError as error:
-        raise _missing(error) from None
-    settings = Settings(
-        data=Path(data).expanduser(),
-        database_url=database_url,
-        key_file=None if api_key_file is None else Path(api_key_file).expanduser(),
-        aliases=_pairs("--alias", alias, "NAME=MODEL"),
-        at_once=at_once,
-        save_seconds=save_every,
-        keep_seconds=None if keep is None else int(keep * 3600),
-        quota_bytes=None if quota is None else int(quota * 1e9),
-        max_starts=max_starts,
-        moderation=moderation,
-        provenance=provenance_of(
-            no_manifest=no_manifest,
-            no_invisible_mark=no_invisible_mark,
-            visible=not no_visible_mark,
-            tell_prompt=tell_prompt,
-            sign_key=sign_key,
-            sign_chain=sign_chain,
-            mark_key=mark_key,
-        ),
-        allow_private=allow_private,
-        limits=Limits(
-            requests_per_minute=requests_per_minute,
-            max_queued=max_queued,
-            max_running=max_running,
-            max_body_bytes=round(max_body * MB),
-        ),
+    sources, aliases = (
+        _pairs("--model", model, "NAME=SOURCE"),
+        _pairs("--alias", alias, "NAME=MODEL"),
     )
+    settings = serving.settings(aliases, marks.provenance(not no_visible_mark))
     _run(sources, settings, host, port, device, dtype)
 
 
