@@ -13,16 +13,17 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command that takes dataclasses, as one that takes their fields: Typer reads options off a
     signature, in this order."""
     own = inspect.signature(command, eval_str=True).parameters
+    kinds = {name: p.annotation for name, p in own.items() if isinstance(p.annotation, type)}
     groups = {
-        name: inspect.signature(parameter.annotation, eval_str=True).parameters
-        for name, parameter in own.items()
-        if is_dataclass(parameter.annotation)
+        name: inspect.signature(kind, eval_str=True).parameters
+        for name, kind in kinds.items()
+        if is_dataclass(kind)
     }
 
     @wraps(command)
     def run(**options: Any) -> None:
         made = {
-            name: own[name].annotation(**{field: options.pop(field) for field in fields})
+            name: kinds[name](**{field: options.pop(field) for field in fields})
             for name, fields in groups.items()
         }
         command(**made, **options)
