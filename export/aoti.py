@@ -23,7 +23,7 @@ from ..runtime.hashes import file_hash
 from .axes import find_axes, symbolic_shape
 from .graphs import rebind
 from .tracing import quiet, trace
-from .verify import rounding, tolerance, verify
+from .verify import dtypes_of, rounding, tolerance_of, verify
 
 if TYPE_CHECKING:
     from ..runtime.checkpoints.checkpoint import Checkpoint
@@ -75,10 +75,9 @@ class AotiWriter:
 
 def _allowed(graph: Graph, twin: Graph | None, entry: GraphEntry) -> float:
     """In bf16, which a CPU computes in: what PyTorch is off by there, once for each of the two."""
-    dtypes = {port.dtype for port in entry.outputs + entry.inputs}
-    if twin is not None and "bfloat16" in dtypes:
+    if twin is not None and "bfloat16" in dtypes_of(entry):
         return 2 * rounding(graph, twin)
-    return tolerance(entry.nodes, "float16" if "float16" in dtypes else "float32")
+    return tolerance_of(entry)
 
 
 def compile_to(file: Path, program: torch.export.ExportedProgram, name: str) -> None:

@@ -56,9 +56,11 @@ class Twin:
     """A model whose layers compute with rounded inputs and weights inside `with`, in fp32.
 
     In `steps` it may be given what another made of the inputs, in 8-bit steps. Those are used then,
-    so that one value on the edge between two steps does not drive both apart from there on. Each is
-    checked: only what rounding of the input within `slack` of itself (a part of it and of the RMS)
-    gives will do. `moved` of `seen` values were rounded to another step than here.
+    so that one value on the edge between two steps does not drive both apart from there on. Each
+    tensor of them is checked: how far its inputs must at least be from those here is in the RMS no
+    more than `slack`, as a part of their own. That is a bound on the error's RMS and on nothing
+    else: single values may be off by many times as much, where a norm or a product magnifies what
+    came before. `moved` of `seen` values were rounded to another step than here.
     """
 
     def __init__(
@@ -97,10 +99,28 @@ class Twin:
 
     def _check(self, name: str, x: Tensor, given: Tensor) -> None:
         scale = self.scales[name].x.float()
-        slack = self.slack * (x.abs() + x.square().mean().sqrt())
-        least, most = (nearest((x + way * slack) / scale, self.to) for way in (-1, 1))
-        if not ((least <= given) & (given <= most)).all():
+        least = scale * distance(x / scale, given, self.to)
+        if not _rms(least) <= self.slack * _rms(x):  # nor if it is no number
             raise KinemaError(f"the exported graph rounds what goes into {name} to other values")
+
+
+def distance(steps: Tensor, given: Tensor, to: str) -> Tensor:
+    """How far each of `steps` is from what rounds to the 8-bit value `given`; 0 where it does."""
+    values = _all_values(to)
+    at = torch.searchsorted(values, given.contiguous()).clamp(max=len(values) - 1)
+    edges, end = (values[1:] + values[:-1]) / 2, torch.tensor([torch.inf])
+    below, above = torch.cat([-end, edges])[at], torch.cat([edges, end])[at]
+    return (below - steps).clamp(min=0) + (steps - above).clamp(min=0)
+
+
+def _all_values(to: str) -> Tensor:
+    """The 8-bit values in rising order, in fp32."""
+    values = torch.arange(-128, 128, dtype=torch.int8).view(FORMATS[to][0]).float()
+    return values[values.isfinite()].unique()
+
+
+def _rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ FILE = "model.engine"
 COMPARED = "compared with PyTorch as ONNX, before engines were built of it"
 IN_HALF = "attention to pictures runs in fp16 between bf16: TensorRT-RTX cannot fuse it otherwise"
 REFERENCES = 4  # pictures of how things look, a latent frame each, before a clip
-Sizes = dict[str, tuple[int, int, int]]  # the least, the best and the most of each
+SizeRanges = dict[str, tuple[int, int, int]]  # the least, the best and the most of each
 
 
 class TensorRTWriter:
@@ -152,7 +152,7 @@ def clips_of(checkpoint: Checkpoint, clips: tuple[Clip, ...]) -> Iterator[tuple[
         yield resolve(request, checkpoint), bool(clips)
 
 
-def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> Sizes:
+def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> SizeRanges:
     """The sizes at which a graph works for a clip, `exact` or up to it."""
     limit = checkpoint.presets.text_length
     tokens, rows, seen = (1, 64, limit), (1, 2, 2), (1, PICTURE_TOKENS, PICTURE_TOKENS)
@@ -173,7 +173,7 @@ def sizes_of(plan: Plan, checkpoint: Checkpoint, graph: str, exact: bool) -> Siz
     return sizes
 
 
-def _ranges(grid: Mapping[str, int], exact: bool) -> Sizes:
+def _ranges(grid: Mapping[str, int], exact: bool) -> SizeRanges:
     return {name: (size if exact else 1, size, size) for name, size in grid.items()}
 
 

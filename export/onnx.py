@@ -24,7 +24,7 @@ from .nodes import shape_of
 from .quantize import check_opset
 from .tracing import quiet, trace
 from .translations import translations
-from .verify import tolerance, verify
+from .verify import dtypes_of, tolerance_of, verify
 
 if TYPE_CHECKING:
     from ..runtime.checkpoints.checkpoint import Checkpoint
@@ -69,7 +69,7 @@ class OnnxWriter:
         entry = describe(graph.name, program, place)
         del program
         told("checking")
-        if twin is None or "bfloat16" not in {port.dtype for port in entry.outputs + entry.inputs}:
+        if twin is None or "bfloat16" not in dtypes_of(entry):
             return check(graph, place / FILE, entry)
         with TemporaryDirectory(dir=folder) as room:
             own = convert(twin, self.options.opset)
@@ -105,8 +105,7 @@ def describe(name: str, program: Any, place: Path) -> GraphEntry:
 
 def check(graph: Graph, file: Path, entry: GraphEntry) -> GraphEntry:
     """The entry with what onnxruntime's results differ from PyTorch's by."""
-    dtypes = {port.dtype for port in entry.outputs + entry.inputs}
-    allowed = tolerance(entry.nodes, "float16" if "float16" in dtypes else "float32")
+    allowed = tolerance_of(entry)
     runner = OnnxRunner(file, entry, torch.device("cpu"))
     return replace(entry, tolerance=allowed, checks=verify(graph, runner, allowed))
 

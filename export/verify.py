@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from ..runtime.errors import KinemaError
 from ..runtime.models.layers import Sizes
 from .graphs import Graph
+
+if TYPE_CHECKING:
+    from ..runtime.graphs.manifest import GraphEntry
 
 SEED = 0
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -36,6 +39,16 @@ def tolerance(nodes: int, dtype: str) -> float:
     as a random walk; `WALK` is for nodes that round more than once (sums, exponentials).
     """
     return WALK * ROUNDING[dtype] * math.sqrt(nodes)
+
+
+def tolerance_of(entry: GraphEntry) -> float:
+    """That of a graph in the dtype that its inputs and outputs say: fp16, or else fp32."""
+    return tolerance(entry.nodes, "float16" if "float16" in dtypes_of(entry) else "float32")
+
+
+def dtypes_of(entry: GraphEntry) -> set[str]:
+    """Of all its inputs and outputs."""
+    return {port.dtype for port in entry.inputs + entry.outputs}
 
 
 def rounding(graph: Graph, twin: Graph) -> float:

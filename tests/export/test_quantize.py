@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from kinema.export import eight_bits
 from kinema.export.calibration import CLIPS, calibrate, psnr, ssim
-from kinema.export.eight_bits import LARGEST, Twin, nearest, settle
+from kinema.export.eight_bits import LARGEST, Twin, distance, nearest, settle
 from kinema.export.exporting import _engine, _rounded
 from kinema.export.graphs import graphs_of
 from kinema.export.onnx import OnnxWriter
@@ -190,6 +191,19 @@ def test_each_row_of_a_weight_reaches_the_largest_value(to):
     assert (error <= 1.001 * HALF_STEP[to] * reach + least).all()
 
 
+@pytest.mark.parametrize("to", ["int8", "fp8"])
+def test_the_distance_to_what_rounds_to_a_value(to):
+    """By rounding itself: 0 where it gives the value, and that far off rounding gives it."""
+    torch.manual_seed(0)
+    x = torch.cat([60 * torch.randn(5000), 2.0**-9 * torch.randn(500), torch.tensor([1e3, -1e3])])
+    assert not distance(x, nearest(x, to), to).any()
+    given = nearest(x + 0.3 * x.abs() + 1, to)
+    off = distance(x, given, to)
+    assert torch.equal(off > 0, nearest(x, to) != given)
+    for part in (0.999, 1.001):
+        assert torch.equal(nearest(x + part * off, to) == given, (off == 0) | (part > 1))
+
+
 def test_a_twin_takes_the_steps_it_is_given_where_rounding_allows_them():
     layer = nn.Linear(2, 2)
     weight = layer.weight
@@ -200,11 +214,25 @@ def test_a_twin_takes_the_steps_it_is_given_where_rounding_allows_them():
         bias = layer.bias
         assert torch.equal(layer(x), twin.steps["a"] @ layer.weight.t() + bias)
         assert (twin.moved, twin.seen) == (1, 2)
-        twin.steps = {"a": torch.tensor([[1.0, 4.0]])}
-        with pytest.raises(KinemaError, match="rounds what goes into a to other values"):
-            layer(x)
+        for wrong in ([1.0, 4.0], [2.0, float("nan")]):
+            twin.steps = {"a": torch.tensor([wrong])}
+            with pytest.raises(KinemaError, match="rounds what goes into a to other values"):
+                layer(x)
     assert layer.weight is weight
     assert not layer._forward_pre_hooks
+
+
+def test_the_error_of_one_value_may_be_all_of_a_tensors():
+    """Errors of a honest graph are of no known distribution: their RMS is what is bounded."""
+    layer, slack = nn.Linear(64, 2), 1e-5
+    twin = Twin({"a": layer}, {"a": settle(layer, 1.0, "int8")}, "int8", slack)
+    x = torch.full((64, 64), 8.0)
+    largest = slack * 8.0 * 64  # sqrt(64 * 64) times the RMS that is allowed
+    for part, allowed in ((0.9, True), (1.1, False)):
+        x[0, 0] = 7.5 - part * largest
+        twin.steps = {"a": torch.full_like(x, 8.0)}
+        with torch.no_grad(), twin, nullcontext() if allowed else pytest.raises(KinemaError):
+            layer(x)
 
 
 # ---- calibration ---------------------------------------------------------------------------------
