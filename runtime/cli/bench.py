@@ -9,6 +9,7 @@ import typer
 
 from .app import Debug, Json, app
 from .console import print_json, say
+from .extras import needing
 
 commands = typer.Typer(
     help="Time kinema beside diffusers, cache-dit and onnxruntime.", invoke_without_command=True
@@ -27,7 +28,9 @@ def bench(
             " scaling, load, turns, serve. May be repeated.",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns of each, at most.")] = 7,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Times each is run, at most.")
+    ] = 7,
     model: Annotated[
         str | None,
         typer.Option(
@@ -67,7 +70,8 @@ def bench(
         source=model, device=device,
     )  # fmt: skip
     show = (lambda row: None) if as_json else (lambda row: print(said(row), flush=True))
-    found = run(only or (), asked, out, show)
+    with needing("bench", "the benchmark"):
+        found = run(only or (), asked, out, show)
     if as_json:
         print_json([asdict(row) for row in found])
     if out is not None:
@@ -104,9 +108,10 @@ def gate(
 
     from ...benchmarks import gate as gates
 
-    if write:
-        return say(f"wrote {gates.write()}")
-    verdicts = gates.check(say)
+    with needing("bench", "the gate"):
+        if write:
+            return say(f"wrote {gates.write()}")
+        verdicts = gates.check(say)
     if as_json:
         print_json([asdict(verdict) for verdict in verdicts])
     else:

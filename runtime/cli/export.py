@@ -90,7 +90,8 @@ def export(
     if manifest.graphs:
         print(table([_row(entry) for entry in manifest.graphs.values()]))
     dtype = manifest.options.get("quantize") or manifest.dtype
-    print(f"{output}: {manifest.to} of {manifest.model['name']} in {dtype}")
+    number_format = "" if dtype == "auto" else f" in {dtype}"  # auto: the engine settles it
+    print(f"{output}: {manifest.to} of {manifest.model['name']}{number_format}")
 
 
 def _row(entry: GraphEntry) -> tuple[str, ...]:

@@ -53,7 +53,10 @@ def generate(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Make a video of PROMPT and write it to an MP4."""
+    """Make a video of PROMPT and write it to an MP4.
+
+    Size, length, steps and guidance are the checkpoint's own if not given.
+    """
     from ..media.mp4 import check_target
     from ..planning.plan import resolve
 
@@ -97,7 +100,8 @@ def plan(options: Options, as_json: Json = False, debug: Debug = False) -> None:
     if as_json:
         return print_json({**found.as_dict(), "stages": stages})
     print(_announce(found, asked.checkpoint.name))
-    print(f"should take {found.seconds:.3g} s and {gb(found.peak_memory_bytes)}, weights open\n")
+    memory = gb(found.peak_memory_bytes)
+    print(f"should take {found.seconds:.3g} s once weights are read, and {memory} of memory\n")
     print(table([(choice.what, choice.taken, choice.reason) for choice in found.choices]))
     rows = [
         (

@@ -80,7 +80,7 @@ class Options:
         float | None, typer.Option(help="The same for the second of two experts.")
     ] = None
     guidance_rescale: Annotated[
-        float, typer.Option(help="0 to 1: how far contrast is brought back to that without it.")
+        float, typer.Option(help="0 to 1: how far contrast is brought back to that of no guidance.")
     ] = PLAIN.rescale
     guidance_interval: Annotated[
         str | None, typer.Option(metavar="A,B", help="Guide only from part A of the steps to B.")
@@ -139,20 +139,22 @@ class Options:
     offload: Annotated[
         str | None,
         typer.Option(
-            help="Where idle weights are: none (on the device), model or block; as they fit if not."
+            help="Where idle weights wait: none (on the device), model, block; as they fit if not."
         ),
     ] = None
     tile: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Code pictures in tiles, such as 512x512.")
+        str | None, typer.Option(metavar="WxH", help="Encode and decode in tiles, such as 512x512.")
     ] = None
     two_passes: Annotated[
-        bool, typer.Option("--two-passes", help="One branch of guidance after the other.")
+        bool,
+        typer.Option("--two-passes", help="One branch of guidance after the other: less memory."),
     ] = False
     engines: Annotated[
-        str | None, typer.Option(metavar="DIR", help="What kinema export wrote of this model.")
+        str | None,
+        typer.Option(metavar="DIR", help="What kinema export wrote of this model: runs instead."),
     ] = None
     text_cache: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Keep what prompts are encoded to.")
+        str | None, typer.Option(metavar="DIR", help="Keep encoded prompts for the next run.")
     ] = None
 
     def read(self) -> Asked:

@@ -16,6 +16,7 @@ from ..files import reason_of
 from ..serve.limits import Limits
 from .app import Debug, app
 from .console import say
+from .extras import needing
 from .groups import grouped
 from .marks import Marks
 
@@ -40,18 +41,23 @@ class Serving:
     api_key_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Who may ask: a key a line.")
     ] = None
-    at_once: Annotated[int, typer.Option(metavar="N", min=1, help="Videos that take turns.")] = 4
+    at_once: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Videos that are made at a time.")
+    ] = 4
     keep: Annotated[
         float | None,
         typer.Option(
-            metavar="HOURS", help="Delete videos so long after their end; kept if not given."
+            metavar="HOURS", help="Delete videos this long after their end; kept if not given."
         ),
     ] = None
     quota: Annotated[
-        float | None, typer.Option(metavar="GB", help="What videos may take on the disk.")
+        float | None, typer.Option(metavar="GB", help="What videos and files may take on the disk.")
     ] = None
     save_every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="How much work a kill may cost.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="Save what runs so often: what a kill may cost."
+        ),
     ] = 5.0
     requests_per_minute: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Of each key; any number if not given.")
@@ -60,13 +66,14 @@ class Serving:
         int, typer.Option(metavar="N", min=0, help="Videos of one key that wait; more get 429.")
     ] = Limits.max_queued
     max_running: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Videos of one key that take turns.")
+        int, typer.Option(metavar="N", min=1, help="Videos of one key that are made at a time.")
     ] = Limits.max_running
     max_body: Annotated[
         float, typer.Option(metavar="MB", min=0.001, help="Of a request; more gets 413.")
     ] = round(Limits.max_body_bytes / MB)
     max_starts: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Starts of a video that may end in a crash.")
+        int,
+        typer.Option(metavar="N", min=1, help="Crashes of the server after which a video fails."),
     ] = 3
     moderation: Annotated[
         str,
@@ -79,10 +86,8 @@ class Serving:
 
     def settings(self, aliases: dict[str, str], provenance: Provenance) -> Settings:
         """The same for the server. Raises `UsageError` for a package that serving lacks."""
-        try:
+        with needing("serve", "serving"):
             from ..serve.settings import Settings
-        except ImportError as error:
-            raise _missing(error) from None
         return Settings(
             data=Path(self.data).expanduser(),
             database_url=self.database_url,
@@ -111,7 +116,9 @@ def serve(
     *,
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SOURCE", help="A model; may be repeated, the first is sora-2."),
+        typer.Option(
+            metavar="NAME=SOURCE", help="A model; may be repeated. The first is sora-2, too."
+        ),
     ] = None,
     alias: Annotated[
         list[str] | None,
@@ -152,12 +159,10 @@ def serve(
 
 
 def _run(sources, settings, host: str, port: int, device: str | None, dtype: str | None) -> None:
-    try:
+    with needing("serve", "serving"):
         from ..serve.app import create_app
         from ..serve.listening import listen
         from ..serve.logs import log_to_stderr
-    except ImportError as error:
-        raise _missing(error) from None
     import kinema
 
     with _bind(host, port) as bound:  # a port that is taken is told before models are opened
@@ -210,9 +215,3 @@ def _is_own(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _missing(error: ImportError) -> Exception:
-    if (error.name or "kinema").startswith("kinema"):
-        return error
-    return UsageError(f"serving needs {error.name}: pip install 'kinema[serve]'")

@@ -33,7 +33,7 @@ def models(as_json: Json = False, debug: Debug = False) -> None:
     print(f"\nThe embedded model makes {presets['num_frames']} frames", end=" ")
     print(f"{presets['width']}x{presets['height']} at {presets['fps']:g} fps. It understands:")
     for category, words in embedded["words"].items():
-        print(fill(", ".join(words), 100, initial_indent=f"  {category:<12} ", **HANGING))
+        print(fill(", ".join(words), 80, initial_indent=f"  {category:<12} ", **HANGING))
     print("\nTry:")
     for prompt in embedded["examples"]:
         print(f'  kinema generate "{prompt}" -o video.mp4')

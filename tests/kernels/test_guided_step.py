@@ -9,6 +9,7 @@ from kinema import kernels
 from kinema.kernels import reference
 from kinema.kernels.guided_step import run
 from kinema.runtime.sampling import solvers
+from kinema.runtime.sampling.sigmas import Schedule
 
 SHAPE = (2, 3, 2, 5, 7)
 
@@ -62,12 +63,13 @@ def test_takes_the_solvers_steps() -> None:
     latents, positive, negative = torch.randn(3, *SHAPE)
     guided = negative + 3 * (positive - negative)
     sigmas = torch.tensor([0.9, 0.6, 0.25, 0.0])
-    euler = solvers.named("euler")(sigmas)(latents, guided, 1, ())[0]
+    table = Schedule(sigmas, 1000 * sigmas[:-1])
+    euler = solvers.named("euler")(table)(latents, guided, 1, ())[0]
     weights = torch.tensor([[1.0, (sigmas[2] - sigmas[1]).item()]])
     (ours,) = launch(latents, positive, negative, weights, guidance_scale=3.0)
     torch.testing.assert_close(ours, euler)
 
-    solve = solvers.named("unipc")(sigmas)
+    solve = solvers.named("unipc")(table)
     # A solver is linear, so it tells its weights when given unit vectors for tensors.
     unit_latents, unit_guided, *unit_past = torch.eye(4)
     taken, remembered = solve(unit_latents, unit_guided, 1, tuple(unit_past))
